@@ -1,0 +1,72 @@
+"""What every model offers: a card that describes it, and sessions that turn windows into predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+from stream4d.packets import Prediction, State, VideoInfo, Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """What a user should know of a model before running it."""
+
+    name: str
+    """Registry name, e.g. ``dust3r``."""
+    summary: str
+    """One line: what it is."""
+    paper: str
+    """Title, authors, year, or "" where there is none."""
+    weights_licence: str
+    """SPDX identifier or name of the licence of the *weights*; "none needed" where there are no weights."""
+    is_commercial_ok: bool
+    """False where the weights' licence forbids commercial use."""
+    resolution: str
+    """The rule for the size the network works at, e.g. "long side 512, multiples of 16"."""
+    is_metric: bool
+    """True where it predicts metres."""
+    streaming: Literal["native", "windows", "pairs"]
+    """How it streams: own memory, chunks aligned in Sim(3), or pairs."""
+    window: int
+    """Default frames per window."""
+    overlap: int
+    """Default frames shared by neighbouring windows."""
+    parameters_m: float = 0.0
+    """Millions of parameters."""
+    hub_id: str | None = None
+    """Hugging Face repository of the public weights."""
+    needs_weights: bool = True
+    """False for models without weights or with weights inside the package."""
+
+
+class Session(Protocol):
+    """The streaming memory of one run. Its size does not grow with the video."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def step(self, window: Window) -> Prediction:
+        """Predict one window; windows come in order."""
+
+    def state(self) -> State:
+        """Return what ``restore`` needs to go on from here."""
+
+    def restore(self, state: State) -> None:
+        """Go on from an earlier ``state``."""
+
+
+class PointmapModel(Protocol):
+    """Weights and architecture, shared by any number of sessions."""
+
+    card: ModelCard
+
+    def session(self, info: VideoInfo) -> Session:
+        """Open the memory for one video."""
