@@ -1,0 +1,41 @@
+"""Fixtures that every test can ask for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of the shared evaluation clips; skips where it is absent (a user's clone)."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared evaluation clips are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path:
+    """Folder of golden files of the foreign models; skips where it is absent."""
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden files are not beside this checkout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _restore_random_state() -> Iterator[None]:
+    """Give every test the same randomness, and leave none behind."""
+    random.seed(0)
+    np.random.seed(0)
+    yield
+    random.seed(0)
+    np.random.seed(0)
