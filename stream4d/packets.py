@@ -35,9 +35,7 @@ def _check(packet: object, shapes: Mapping[str, tuple[int | None, ...]]) -> None
         )
         if not fits:
             wanted = "(" + ", ".join("*" if size is None else str(size) for size in expected) + ")"
-            raise ValueError(
-                f"{type(packet).__name__}.{name} must be {wanted}, got {value.shape}"
-            )
+            raise ValueError(f"{type(packet).__name__}.{name} must be {wanted}, got {value.shape}")
 
 
 class _ShapeRepr:
@@ -163,7 +161,7 @@ class Prediction(_ShapeRepr):
     K: Array | None = None
     """(T, 3, 3) intrinsics as the model sees them."""
     window_from_cam: Array | None = None
-    """(T, 4, 4) camera poses in the camera frame of the window's first image, in the window's scale."""
+    """(T, 4, 4) camera poses in the frame of the window's first image, in the window's scale."""
     rotation_uncertainty_rad: Array | None = None
     """(T-1,) 1σ of the relative rotation t → t+1."""
     translation_uncertainty: Array | None = None
@@ -223,7 +221,7 @@ class PosedFrame(_ShapeRepr):
     world_from_cam: Array
     """(4, 4) float64; always finite and rigid."""
     pose_covariance: Array
-    """(6, 6) float64 of the left se(3) perturbation (ρ, φ): ``world_from_cam = exp(ξ) @ estimate``."""
+    """(6, 6) float64 of the left se(3) perturbation ξ = (ρ, φ): ``exp(ξ) @ world_from_cam``."""
     depth: Array
     """(H, W) float32 z-depth in world units; NaN where unknown."""
     confidence: Array
@@ -290,6 +288,6 @@ class Sink(Protocol):
     def commit(self, resume_state: Callable[[], State]) -> None:
         """Make everything written so far durable.
 
-        A window boundary: ``resume_state`` returns what the pipeline needs to go on from here, and is only
+        A window boundary: ``resume_state`` returns what the pipeline needs to go on from here; it is only
         called by sinks that keep it.
         """
