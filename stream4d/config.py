@@ -194,7 +194,16 @@ def _nearest(key: str, known: Mapping[str, Any]) -> str:
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}"
 
 
-PRESETS = Path(__file__).parent / "presets"
+def bundled(installed: str, in_repository: str) -> Path:
+    """Return a data folder: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    folder = package / installed
+    return folder if folder.is_dir() else package.parent / in_repository
+
+
+def preset_folder() -> Path:
+    """Return the folder of the YAML presets."""
+    return bundled("presets", "configs")
 
 
 def load(name_or_path: str | Path, base: RunConfig | None = None) -> RunConfig:
@@ -207,9 +216,9 @@ def load(name_or_path: str | Path, base: RunConfig | None = None) -> RunConfig:
 
     path = Path(name_or_path)
     if not path.suffix and not path.exists():
-        path = PRESETS / f"{name_or_path}.yaml"
+        path = preset_folder() / f"{name_or_path}.yaml"
     if not path.is_file():
-        presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        presets = ", ".join(sorted(p.stem for p in preset_folder().glob("*.yaml")))
         raise ConfigError(f"no config {str(name_or_path)!r}: give a YAML file or one of {presets}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

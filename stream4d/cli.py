@@ -1,0 +1,95 @@
+"""The command line. ``stream4d SOURCE`` runs; a first word that is a command does that instead.
+
+Each command is a module with ``add_arguments(parser)`` and ``run(args) -> status``, imported when it is asked
+for; heavy imports sit inside ``run``, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from stream4d import logs
+from stream4d._version import __version__
+from stream4d.errors import Stream4DError
+
+RUN = "run"
+COMMANDS = {
+    RUN: ("stream4d.commands.run", "reconstruct a source (the word `run` may be left out)"),
+    "replay": ("stream4d.commands.replay", "look at a store or an .rrd recording again"),
+    "info": ("stream4d.commands.info", "describe a store or a video; --picture draws it"),
+    "export": ("stream4d.export.cli", "write a store as PLY, GLB, COLMAP, nerfstudio, TUM …"),
+    "models": ("stream4d.models.cli", "list models with licence, resolution and size"),
+    "eval": ("stream4d.eval.cli", "measure against ground truth"),
+    "train": ("stream4d.train.cli", "train the default model"),
+    "demo": ("stream4d.commands.demo", "reconstruct the bundled clip"),
+}
+"""Command → (module, one line of help)."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Report a wrong flag on one line instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"stream4d: {message} (see `{self.prog} --help`)\n")
+        raise SystemExit(2)
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """Build the parser of one command; ``run``'s is also the root's and lists the commands."""
+    module_name, help_ = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    parser = _Parser(
+        prog="stream4d" if name == RUN else f"stream4d {name}",
+        description=f"{help_}\n\n{module.EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if name == RUN:
+        lines = [f"  stream4d {name:<8} {text}" for name, (_, text) in COMMANDS.items()]
+        parser.usage = "stream4d SOURCE [options]   |   stream4d COMMAND [options]"
+        parser.description = (
+            "A video of a moving world in, a 4D scene out, while it plays.\n\n" + module.EXAMPLES
+        )
+        parser.epilog = "\n".join(
+            ["commands:", *lines, "", "`stream4d COMMAND --help` tells more."]
+        )
+        parser.add_argument("--version", action="version", version=f"stream4d {__version__}")
+    module.add_arguments(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words:
+            build_parser(RUN).print_help()
+            return 2
+        name = words.pop(0) if words[0] in COMMANDS else RUN
+        args = build_parser(name).parse_args(words)
+        logs.configure(-1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0))
+        return int(importlib.import_module(COMMANDS[name][0]).run(args))
+    except Stream4DError as error:
+        sys.stderr.write(f"stream4d: {error}{_meant_command(words)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stream4d: interrupted\n")
+        return 130
+
+
+def _meant_command(words: Sequence[str]) -> str:
+    """Name the command that a source which does not exist was perhaps meant to be."""
+    if not words or Path(words[0]).exists():
+        return ""
+    close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+    return f" (did you mean the command {close[0]!r}?)" if close else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""``stream4d replay``: look at a store or an .rrd recording again."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from stream4d import logs
+from stream4d.config import ViewConfig
+from stream4d.errors import StoreError
+
+EXAMPLES = """\
+examples:
+  stream4d replay video.zarr                    in the Rerun viewer, at the speed of the video
+  stream4d replay video.zarr --view web         in the browser, on 127.0.0.1
+  stream4d replay video.zarr --save-rrd v.rrd   write a recording instead of opening a view
+  stream4d replay v.rrd                         open a recording
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``stream4d replay``."""
+    parser.add_argument("path", metavar="STORE|FILE.rrd")
+    parser.add_argument("--view", choices=("native", "web", "none"), help="which viewer [native]")
+    parser.add_argument("--save-rrd", metavar="FILE", help="write a Rerun recording")
+    parser.add_argument("--speed", type=float, default=1.0, help="1: as filmed, 0: at once [1]")
+    parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame [0]")
+    parser.add_argument("--end", type=int, metavar="N", help="frame to stop before [last]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show a store frame by frame, or hand a recording to the viewer."""
+    from stream4d.viz.replay import open_recording, replay
+
+    if Path(args.path).suffix == ".rrd":
+        open_recording(args.path, mode=args.view or "native")
+        return 0
+    from stream4d.store.reader import open_store
+
+    store = open_store(args.path)
+    if len(store) == 0:
+        raise StoreError(f"{args.path} holds no frames yet: nothing to replay")
+    mode = args.view or ("none" if args.save_rrd else "native")
+    config = dataclasses.replace(ViewConfig(), mode=mode, save_rrd=args.save_rrd)
+    frames = range(len(store))[args.start : args.end]
+    with logs.Progress(len(frames)) as progress:
+
+        def shown() -> object:
+            for index in frames:
+                yield store[index]
+                progress.advance()
+
+        replay(shown(), store.info, config, speed=args.speed if mode != "none" else 0.0)
+    return 0

@@ -1,0 +1,96 @@
+"""The short table at the end of a run."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from stream4d.packets import PosedFrame, VideoInfo
+
+
+def peak_rss_mb() -> float:
+    """Return the largest resident memory of this process so far, in megabytes (10⁶ bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # kilobytes on Linux, bytes on macOS
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+class RunSummary:
+    """Running totals over posed frames, in constant memory."""
+
+    def __init__(self, info: VideoInfo, out: Path | None) -> None:
+        self._info = info
+        self._out = out
+        self._started = time.monotonic()
+        self.frames = 0
+        self.tracked = 0
+        self.segments = 0
+        self.path_length = 0.0
+        self._static_sum = 0.0
+        self._last: PosedFrame | None = None
+
+    def add(self, frame: PosedFrame) -> None:
+        """Count one frame."""
+        if self._last is not None and self._last.segment == frame.segment:
+            step = frame.world_from_cam[:3, 3] - self._last.world_from_cam[:3, 3]
+            self.path_length += float(np.linalg.norm(step))
+        self.frames += 1
+        self.tracked += frame.is_tracked
+        self.segments = max(self.segments, frame.segment + 1)
+        self._static_sum += float(np.mean(frame.motion_prob < 0.5))
+        self._last = frame
+
+    @property
+    def fps(self) -> float:
+        """Frames per second since the start of the run."""
+        return self.frames / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def static_share(self) -> float:
+        """Mean share of pixels with motion probability below one half."""
+        return self._static_sum / max(self.frames, 1)
+
+    @property
+    def focal_px(self) -> float:
+        """Focal length of the last frame, pixels of the stored resolution; NaN before any."""
+        return float(self._last.K[0, 0]) if self._last is not None else float("nan")
+
+    def opening(self, model: str) -> str:
+        """Say what will be done, on one line."""
+        info = self._info
+        count = f"{info.frame_count} frames" if info.frame_count else "frames until it ends"
+        why = f" ({info.reason})" if info.reason else ""
+        return (
+            f"{info.source}: {count} of {info.source_width}×{info.source_height} "
+            f"at {info.fps:.3g} fps, processed at {info.width}×{info.height}; "
+            f"reader {info.backend}{why}; model {model}"
+        )
+
+    def closing(self, *, interrupted: bool = False) -> str:
+        """Return the table, and what to type next."""
+        unit = "m" if self._last is not None and self._last.is_metric else "units (scale unknown)"
+        fov = 2 * np.degrees(np.arctan(self._info.width / 2 / self.focal_px))
+        rows = [
+            ("frames", f"{self.frames} ({self.tracked} tracked)"),
+            ("speed", f"{self.fps:.1f} fps"),
+            ("path length", f"{self.path_length:.3g} {unit}"),
+            ("focal", f"{self.focal_px:.0f} px at {self._info.width} px wide ({fov:.0f}°)"),
+            ("static share", f"{100 * self.static_share:.0f} %"),
+            ("peak memory", f"{peak_rss_mb():.0f} MB"),
+        ]
+        if self.segments > 1:
+            rows.append(("segments", f"{self.segments} (the video cuts, or tracking was lost)"))
+        if self.frames == 0:
+            rows = rows[:1]
+        if self._out is not None:
+            rows.append(("store", str(self._out)))
+        lines = [f"  {name:<13} {value}" for name, value in rows]
+        if interrupted and not self._info.is_live:
+            lines.append(f"stopped early; go on with: stream4d {self._info.source} --resume")
+        elif self._out is not None:
+            lines.append(f"look at it with: stream4d replay {self._out}")
+        return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""What the command line shows: log lines, the one progress bar, plain output. Libraries never configure these."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
+
+
+class _ProgressSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Write log lines above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:
+            self.handleError(record)
+
+
+def configure(verbosity: int = 0) -> None:
+    """Send log lines to stderr: -1 errors only, 0 warnings, 1 info, 2 and above debug."""
+    level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = _ProgressSafeHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT if verbosity > 0 else "%(message)s"))
+    logger = logging.getLogger("stream4d")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+def show(text: str = "") -> None:
+    """Write a line of result to stdout; a closed pipe (``| head``) ends the program quietly."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush again at exit and complain; there is nobody left to read.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+class Progress:
+    """The one progress bar: frames done, rate and time left. Silent when stderr is no terminal.
+
+    Where there is no terminal, a line every ten seconds says how far the work is.
+    """
+
+    def __init__(self, total: int | None, *, unit: str = "frame", quiet: bool = False) -> None:
+        from tqdm import tqdm
+
+        self._interactive = sys.stderr.isatty()
+        self._quiet = quiet
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            unit=unit,
+            disable=quiet or not self._interactive,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            leave=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def advance(self, note: str = "") -> None:
+        """Count one more; ``note`` is shown behind the bar."""
+        self._done += 1
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if not self._interactive and not self._quiet and now - self._last_line > 10:
+            self._last_line = now
+            rate = self._done / (now - self._started)
+            of = ""
+            if self._total:
+                left = max(self._total - self._done, 0) / rate
+                of = f" of {self._total}, {left:.0f} s left"
+            sys.stderr.write(f"{self._done} {self._unit}s{of}, {rate:.1f}/s\n")

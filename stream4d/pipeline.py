@@ -1,0 +1,241 @@
+"""The whole program: reader → sliding window → model session → pose chain → sinks."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from stream4d import config as settings
+from stream4d.config import RunConfig
+from stream4d.errors import ConfigError
+from stream4d.models.base import PointmapModel, Session
+from stream4d.models.registry import create_model
+from stream4d.packets import PosedFrame, Sink, State
+from stream4d.pose.chain import PoseChain
+from stream4d.reader import open_video
+from stream4d.reader.base import VideoReader
+from stream4d.reader.windows import sliding_windows
+from stream4d.store.writer import StoreWriter
+
+logger = logging.getLogger(__name__)
+
+
+class Reconstruction:
+    """One run over one source: a context manager that yields posed frames as they are ready.
+
+    ::
+
+        with Reconstruction("video.mp4", out="video.zarr") as run:
+            for frame in run:
+                print(frame.index, frame.world_from_cam)
+
+    Args:
+        source: video file, folder or glob of images, ``webcam``, or a stream URL.
+        config: settings; None takes the defaults.
+        out: path of the zarr store to write, or None for no store.
+        model: a model that is already built, or None to build ``config.model``.
+        sinks: more receivers of the posed frames. They are opened and closed with the run.
+        overwrite: replace an existing store at ``out``.
+        resume: go on with an unfinished store at ``out``.
+
+    Raises:
+        VideoError, ModelError, StoreError, ConfigError: on entering or while iterating.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        config: RunConfig | None = None,
+        *,
+        out: str | Path | None = None,
+        model: PointmapModel | None = None,
+        sinks: Iterable[Sink] = (),
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.source = str(source)
+        self.config = config or RunConfig()
+        self.out = out
+        self._model = model
+        self._extra_sinks = tuple(sinks)
+        self._overwrite, self._resume = overwrite, resume
+        self._stack = ExitStack()
+        self._stopped = False
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            _prepare_process(self.config)
+            self.reader: VideoReader = stack.enter_context(
+                open_video(self.source, self.config.reader)
+            )
+            self.info = self.reader.info
+            self.model = self._model or _build_model(self.config)
+            self.session: Session = stack.enter_context(self.model.session(self.info))
+            self.chain = PoseChain(self.config.chain, self.info)
+            self.size, self.overlap = _window_shape(self.config, self.model)
+            self.sinks = [stack.enter_context(sink) for sink in self._open_sinks()]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(exc_type, exc, traceback)
+
+    def __iter__(self) -> Iterator[PosedFrame]:
+        next_frame, next_window = self._restore()
+        frames = self.reader.frames_from(next_frame)
+        for window in sliding_windows(frames, self.size, self.overlap, first_window=next_window):
+            prediction = self.session.step(window)
+            yield from self._emit(self.chain.extend(window, prediction))
+            next_frame = window.frames[-1].index + 1 - self.overlap
+            self._commit(next_frame, window.index + 1)
+            if self._stopped:
+                break
+        if not self._stopped or self.info.is_live:
+            yield from self._emit(self.chain.finish())
+
+    def stop(self) -> None:
+        """End after the window in hand. A live source finishes its store; a file's can be resumed."""
+        self._stopped = True
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once ``stop`` was called."""
+        return self._stopped
+
+    def _open_sinks(self) -> Iterator[Sink]:
+        self.store: StoreWriter | None = None
+        if self.out is not None:
+            self.store = StoreWriter(
+                self.out,
+                info=self.info,
+                config=settings.dump(self.config),
+                card=_as_dict(self.model.card),
+                store_config=self.config.store,
+                overwrite=self._overwrite,
+                resume=self._resume,
+            )
+            yield self.store
+        if self.config.view.mode != "none" or self.config.view.save_rrd:
+            from stream4d.viz.rerun_sink import RerunSink
+
+            yield RerunSink(self.config.view, self.info, Path(self.source).stem or self.source)
+        yield from self._extra_sinks
+
+    def _emit(self, frames: Iterable[PosedFrame]) -> Iterator[PosedFrame]:
+        for frame in frames:
+            for sink in self.sinks:
+                sink.write(frame)
+            yield frame
+        for revision in self.chain.revisions():
+            for sink in self.sinks:
+                sink.revise(revision)
+
+    def _commit(self, next_frame: int, next_window: int) -> None:
+        def resume_state() -> State:
+            return {
+                "next": np.array([next_frame, next_window]),
+                **{f"session.{name}": value for name, value in self.session.state().items()},
+                **{f"chain.{name}": value for name, value in self.chain.state().items()},
+            }
+
+        for sink in self.sinks:
+            sink.commit(resume_state)
+
+    def _restore(self) -> tuple[int, int]:
+        """Return the frame and window to begin with; on resume, those after the last snapshot."""
+        point = self.store.resume_point if self.store else None
+        if point is None:
+            return 0, 0
+        self.session.restore(_part(point.state, "session."))
+        self.chain.restore(_part(point.state, "chain."))
+        next_frame, next_window = (int(value) for value in point.state["next"])
+        return next_frame, next_window
+
+
+def reconstruct(
+    source: str | Path,
+    config: RunConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    model: PointmapModel | None = None,
+    sinks: Sequence[Sink] = (),
+    overwrite: bool = False,
+    resume: bool = False,
+) -> Iterator[PosedFrame]:
+    """Yield every frame of ``source`` placed in the world, as soon as its pose is settled.
+
+    Takes the arguments of ``Reconstruction`` and raises what it raises.
+    """
+    with Reconstruction(
+        source, config, out=out, model=model, sinks=sinks, overwrite=overwrite, resume=resume
+    ) as run:
+        yield from run
+
+
+def _prepare_process(config: RunConfig) -> None:
+    """Seed what is random and set how many threads the libraries use."""
+    random.seed(config.seed)
+    np.random.seed(config.seed)
+    import cv2
+
+    cv2.setRNGSeed(config.seed)
+    if config.threads:
+        import numba
+        import torch
+
+        cv2.setNumThreads(config.threads)
+        torch.set_num_threads(config.threads)
+        numba.set_num_threads(min(config.threads, numba.config.NUMBA_NUM_THREADS))
+
+
+def _build_model(config: RunConfig) -> PointmapModel:
+    chosen = config.model
+    return create_model(
+        chosen.name, weights=chosen.weights, device=_device(chosen.device), **chosen.options
+    )
+
+
+def _device(name: str) -> str:
+    """Resolve ``auto``, and fail early where a device is asked for that is not there."""
+    if name == "cpu":
+        return name
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
+    return name
+
+
+def _window_shape(config: RunConfig, model: PointmapModel) -> tuple[int, int]:
+    size = config.window.size or model.card.window
+    overlap = config.window.overlap if config.window.overlap >= 0 else model.card.overlap
+    if overlap >= size:
+        raise ConfigError(f"window overlap {overlap} must be smaller than its size {size}")
+    return size, overlap
+
+
+def _as_dict(card: object) -> dict[str, object]:
+    import dataclasses
+
+    return dataclasses.asdict(card)  # type: ignore[call-overload, no-any-return]
+
+
+def _part(state: State, prefix: str) -> State:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
