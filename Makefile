@@ -1,0 +1,43 @@
+# make demo    set up and reconstruct the bundled clip
+# make test    set up and run the tests
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint type fix bench results docs clean
+.DELETE_ON_ERROR:
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/stream4d demo --overwrite
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell stream4d tests docs configs README.md CHANGELOG.md
+
+type: setup
+	$(BIN)/mypy
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+	$(BIN)/python -m stream4d.eval.bench
+
+docs: setup
+	$(BIN)/python -m stream4d.store.schema > docs/store-format.md
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
