@@ -34,7 +34,7 @@ def _check(packet: object, shapes: Mapping[str, tuple[int | None, ...]]) -> None
             want is None or want == got for want, got in zip(expected, value.shape, strict=True)
         )
         if not fits:
-            wanted = "(" + ", ".join("*" if size is None else str(size) for size in expected) + ")"
+            wanted = str(expected).replace("None", "*")
             raise ValueError(f"{type(packet).__name__}.{name} must be {wanted}, got {value.shape}")
 
 

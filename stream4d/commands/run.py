@@ -143,14 +143,14 @@ def _assign(config: RunConfig, assignment: str) -> RunConfig:
 
 
 def _camera(intrinsics: str | None, distortion: str | None) -> dict[str, Any]:
+    if distortion and not intrinsics:
+        raise ConfigError("--distortion needs --intrinsics: give the camera matrix too")
     from stream4d.reader.intrinsics import parse_distortion, parse_intrinsics
 
     values: dict[str, Any] = {}
     if intrinsics:
         values["intrinsics"], values["distortion"] = parse_intrinsics(intrinsics)
     if distortion:
-        if not intrinsics:
-            raise ConfigError("--distortion needs --intrinsics: give the camera matrix too")
         values["distortion"] = parse_distortion(distortion)
     return values
 
