@@ -1,0 +1,340 @@
+"""Camera trajectories against ground truth, measured through evo.
+
+Everything is camera-to-world with OpenCV axes and metres. What is reported:
+
+- **ATE**: root mean square of the position error after alignment (Umeyama 1991) with a Sim(3), for monocular
+  systems, and with an SE(3), which also charges a wrong scale.
+- **RPE**: root mean square of the error of the motion between consecutive frames, after the same alignment
+  (Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS 2012), as MonST3R and CUT3R report it.
+- **Coverage**: share of pose components whose error lies within the stated 1σ (0.683 for an honest Gaussian).
+
+A camera that does not translate has no scale and no position to align: positions are then None and only rotation
+is scored.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from evo.core import geometry, sync
+from evo.core.metrics import APE, RPE, PoseRelation, StatisticsType, Unit
+from evo.core.trajectory import PoseTrajectory3D
+from scipy.spatial.transform import Rotation
+
+from stream4d.errors import EvaluationError
+from stream4d.packets import Array
+
+MAX_TIME_DIFFERENCE_S = 0.02
+"""A pose and its ground truth may lie this far apart in time (the TUM RGB-D tools' default)."""
+
+STILL_M = 1e-4
+"""Ground truth that stays within this radius is a camera that does not translate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trajectory:
+    """Timed camera poses, in order of time."""
+
+    timestamps_s: Array
+    """(N,) float64 seconds."""
+    world_from_cam: Array
+    """(N, 4, 4) float64, OpenCV axes."""
+    covariance: Array | None = None
+    """(N, 6, 6) of the left se(3) perturbation (ρ, φ), or None."""
+
+    def __post_init__(self) -> None:
+        N = len(self.timestamps_s)
+        if self.world_from_cam.shape != (N, 4, 4):
+            raise EvaluationError(
+                f"world_from_cam must be ({N}, 4, 4), got {self.world_from_cam.shape}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.timestamps_s)
+
+    @property
+    def positions(self) -> Array:
+        """(N, 3) camera centres."""
+        centres: Array = self.world_from_cam[:, :3, 3]
+        return centres
+
+    @property
+    def path_m(self) -> float:
+        """Length of the path through the camera centres."""
+        return float(np.linalg.norm(np.diff(self.positions, axis=0), axis=1).sum())
+
+    def take(self, keep: Array) -> Trajectory:
+        """Return the poses at ``keep`` (indices or a mask)."""
+        covariance = None if self.covariance is None else self.covariance[keep]
+        return Trajectory(
+            timestamps_s=self.timestamps_s[keep],
+            world_from_cam=self.world_from_cam[keep],
+            covariance=covariance,
+        )
+
+    def to_evo(self) -> PoseTrajectory3D:
+        """Return evo's own class, through positions and quaternions as evo's TUM reader makes it."""
+        wxyz = Rotation.from_matrix(self.world_from_cam[:, :3, :3]).as_quat(scalar_first=True)
+        return PoseTrajectory3D(
+            positions_xyz=self.positions.copy(),
+            orientations_quat_wxyz=wxyz,
+            timestamps=np.array(self.timestamps_s, dtype=np.float64),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Alignment:
+    """The Sim(3) that takes estimated world coordinates to ground truth: ``scale * R @ x + t``."""
+
+    R: Array
+    """(3, 3) rotation."""
+    t: Array
+    """(3,) metres."""
+    scale: float
+    """Ground-truth metres per unit of the estimate."""
+
+    def apply(self, trajectory: Trajectory) -> Trajectory:
+        """Move a trajectory, its covariance too."""
+        moved = trajectory.world_from_cam.copy()
+        moved[:, :3, :3] = self.R @ moved[:, :3, :3]
+        moved[:, :3, 3] = self.points(trajectory.positions)
+        covariance = trajectory.covariance
+        if covariance is not None:
+            # S exp(ξ) S⁻¹ = exp(A ξ): the adjoint of the Sim(3), restricted to rigid perturbations.
+            A = np.zeros((6, 6))
+            A[:3, :3] = self.scale * self.R
+            A[:3, 3:] = _skew(self.t) @ self.R
+            A[3:, 3:] = self.R
+            covariance = A @ covariance @ A.T
+        return Trajectory(
+            timestamps_s=trajectory.timestamps_s, world_from_cam=moved, covariance=covariance
+        )
+
+    def points(self, points: Array) -> Array:
+        """Move (..., 3) points."""
+        moved: Array = self.scale * points @ self.R.T + self.t
+        return moved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrajectoryScore:
+    """Errors of one trajectory. None: not defined for this ground truth."""
+
+    matched: int
+    """Poses that have ground truth."""
+    path_m: float
+    """Length of the matched ground truth."""
+    ate_m: float | None
+    """RMSE of position after Sim(3) alignment."""
+    ate_se3_m: float | None
+    """RMSE of position after SE(3) alignment: a wrong scale counts."""
+    rpe_trans_m: float | None
+    """RMSE of translation between consecutive frames, after Sim(3) alignment."""
+    rpe_trans_se3_m: float | None
+    """The same after SE(3) alignment."""
+    rpe_rot_deg: float | None
+    """RMSE of rotation between consecutive frames."""
+    rotation_deg: float
+    """RMSE of absolute rotation after the best single rotation."""
+    scale: float | None
+    """Scale of the Sim(3); 1 for a metric system without error."""
+    in_1sigma: float | None
+    """Share of the six pose components within the stated 1σ."""
+    position_in_1sigma: float | None
+    """The same, position only."""
+    rotation_in_1sigma: float | None
+    """The same, rotation only."""
+    aligned: Trajectory
+    """The matched estimate in the ground truth's world."""
+    truth: Trajectory
+    """The matched ground truth."""
+    alignment: Alignment
+    """What took the estimate to ``aligned``."""
+
+    @property
+    def ate_percent(self) -> float | None:
+        """ATE as a share of the path, percent."""
+        return None if self.ate_m is None or self.path_m == 0 else 100 * self.ate_m / self.path_m
+
+
+def score_trajectory(
+    estimate: Trajectory, truth: Trajectory, max_difference_s: float = MAX_TIME_DIFFERENCE_S
+) -> TrajectoryScore:
+    """Compare an estimate with ground truth, associated by time.
+
+    Raises:
+        EvaluationError: fewer than three poses match in time, or a pose is not finite.
+    """
+    estimate, truth = associate(estimate, truth, max_difference_s)
+    is_still = np.ptp(truth.positions, axis=0).max() < STILL_M
+    sim3 = _rotation_alignment(estimate, truth) if is_still else align(estimate, truth)
+    aligned = sim3.apply(estimate)
+    se3 = align(estimate, truth, with_scale=False).apply(estimate) if not is_still else aligned
+    coverage = coverage_1sigma(aligned, truth, rotation_only=is_still)
+    return TrajectoryScore(
+        matched=len(truth),
+        path_m=truth.path_m,
+        ate_m=None if is_still else _rmse(APE(PoseRelation.translation_part), truth, aligned),
+        ate_se3_m=None if is_still else _rmse(APE(PoseRelation.translation_part), truth, se3),
+        rpe_trans_m=None if is_still else _rpe(PoseRelation.translation_part, truth, aligned),
+        rpe_trans_se3_m=None if is_still else _rpe(PoseRelation.translation_part, truth, se3),
+        rpe_rot_deg=_rpe(PoseRelation.rotation_angle_deg, truth, aligned),
+        rotation_deg=_absolute_rotation_deg(estimate, truth),
+        scale=None if is_still else sim3.scale,
+        in_1sigma=_mean(coverage),
+        position_in_1sigma=None if is_still else _mean(coverage[:, :3]),
+        rotation_in_1sigma=_mean(coverage[:, -3:]),
+        aligned=aligned,
+        truth=truth,
+        alignment=sim3,
+    )
+
+
+def associate(
+    estimate: Trajectory, truth: Trajectory, max_difference_s: float = MAX_TIME_DIFFERENCE_S
+) -> tuple[Trajectory, Trajectory]:
+    """Keep the poses that have a partner in time, by evo's rule.
+
+    Raises:
+        EvaluationError: fewer than three pairs, or poses that are not finite.
+    """
+    if not np.isfinite(estimate.world_from_cam).all():
+        raise EvaluationError("the estimated trajectory holds poses that are not finite")
+    first, second = _time_pairs(estimate.timestamps_s, truth.timestamps_s, max_difference_s)
+    if len(first) < 3:
+        raise EvaluationError(
+            f"only {len(first)} of {len(estimate)} poses lie within {max_difference_s} s of ground truth; "
+            "an alignment needs 3: check that both use the same clock"
+        )
+    return estimate.take(first), truth.take(second)
+
+
+def align(estimate: Trajectory, truth: Trajectory, *, with_scale: bool = True) -> Alignment:
+    """Fit estimate to truth by Umeyama's method, pose by pose.
+
+    A degenerate estimate (all centres equal) keeps scale 1 and takes the best rotation, so it scores as the
+    spread of the ground truth and never as success.
+    """
+    try:
+        R, t, scale = geometry.umeyama_alignment(
+            estimate.positions.T, truth.positions.T, with_scale
+        )
+    except geometry.GeometryException:
+        return _rotation_alignment(estimate, truth)
+    if not np.isfinite(scale) or scale <= 0:
+        return _rotation_alignment(estimate, truth)
+    return Alignment(R=R, t=t, scale=float(scale))
+
+
+def coverage_1sigma(aligned: Trajectory, truth: Trajectory, *, rotation_only: bool) -> Array:
+    """Return (N, 6) or (N, 3) bool: is each position / rotation component within its stated 1σ?
+
+    Position errors are along the axes of the world; the covariance of the camera centre p under the left
+    perturbation is J Σ Jᵀ with J = [I, -[p]×]. Without covariance the result is empty.
+    """
+    if aligned.covariance is None:
+        return np.zeros((0, 3 if rotation_only else 6), bool)
+    relative = truth.world_from_cam[:, :3, :3] @ aligned.world_from_cam[:, :3, :3].transpose(
+        0, 2, 1
+    )
+    rotation_error = Rotation.from_matrix(relative).as_rotvec()
+    rotation_sigma = np.sqrt(np.einsum("nii->ni", aligned.covariance)[:, 3:])
+    rotation_in: Array = np.abs(rotation_error) <= rotation_sigma
+    if rotation_only:
+        return rotation_in
+    J = np.zeros((len(aligned), 3, 6))
+    J[:, :, :3] = np.eye(3)
+    J[:, :, 3:] = -np.stack([_skew(p) for p in aligned.positions])
+    position_sigma = np.sqrt(np.einsum("nij,njk,nik->ni", J, aligned.covariance, J))
+    position_in = np.abs(truth.positions - aligned.positions) <= position_sigma
+    return np.concatenate([position_in, rotation_in], axis=1)
+
+
+def position_errors(score: TrajectoryScore) -> Array:
+    """Return (N,) metres of position error after Sim(3) alignment, for plots."""
+    errors: Array = np.linalg.norm(score.aligned.positions - score.truth.positions, axis=1)
+    return errors
+
+
+def read_tum(path: Path) -> Trajectory:
+    """Read ``timestamp tx ty tz qx qy qz qw`` lines, sorted by time.
+
+    Raises:
+        EvaluationError: missing, empty or malformed file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an empty file is reported below
+            rows = np.loadtxt(path, comments="#", ndmin=2)
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"cannot read ground truth {path}: {error}") from None
+    if rows.ndim != 2 or rows.shape[1] != 8 or not np.isfinite(rows).all():
+        raise EvaluationError(
+            f"{path} must hold lines of 8 numbers (timestamp tx ty tz qx qy qz qw), got shape {rows.shape}"
+        )
+    if (np.linalg.norm(rows[:, 4:], axis=1) < 1e-6).any():
+        raise EvaluationError(f"{path} holds a quaternion of length zero")
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    world_from_cam = np.tile(np.eye(4), (len(rows), 1, 1))
+    world_from_cam[:, :3, :3] = Rotation.from_quat(rows[:, 4:]).as_matrix()
+    world_from_cam[:, :3, 3] = rows[:, 1:4]
+    return Trajectory(timestamps_s=rows[:, 0], world_from_cam=world_from_cam)
+
+
+def write_tum(path: Path, trajectory: Trajectory) -> None:
+    """Write what ``read_tum`` and evo's command line read."""
+    xyzw = Rotation.from_matrix(trajectory.world_from_cam[:, :3, :3]).as_quat()
+    rows = np.column_stack([trajectory.timestamps_s, trajectory.positions, xyzw])
+    np.savetxt(path, rows, fmt=["%.9f"] + ["%.12g"] * 7)
+
+
+def _rmse(metric: APE | RPE, truth: Trajectory, estimate: Trajectory) -> float:
+    metric.process_data((truth.to_evo(), estimate.to_evo()))
+    return float(metric.get_statistic(StatisticsType.rmse))
+
+
+def _rpe(relation: PoseRelation, truth: Trajectory, estimate: Trajectory) -> float:
+    return _rmse(RPE(relation, delta=1, delta_unit=Unit.frames), truth, estimate)
+
+
+def _time_pairs(first: Array, second: Array, max_difference: float) -> tuple[Array, Array]:
+    """Pair times by evo's rule: every time of the shorter list takes its nearest in the other."""
+    if len(first) == 0 or len(second) == 0:
+        return np.zeros(0, int), np.zeros(0, int)
+    if len(first) > len(second):
+        matched_second, matched_first = _time_pairs(second, first, max_difference)
+        return matched_first, matched_second
+    found = sync.matching_time_indices(first, second, max_difference)
+    return np.array(found[0], int), np.array(found[1], int)
+
+
+def _rotation_alignment(estimate: Trajectory, truth: Trajectory) -> Alignment:
+    """Best rotation between orientations (chordal mean) and matching centroids; scale stays 1."""
+    R = _mean_rotation(estimate, truth)
+    t = truth.positions.mean(axis=0) - R @ estimate.positions.mean(axis=0)
+    return Alignment(R=R, t=t, scale=1.0)
+
+
+def _mean_rotation(estimate: Trajectory, truth: Trajectory) -> Array:
+    relative = truth.world_from_cam[:, :3, :3] @ estimate.world_from_cam[:, :3, :3].transpose(
+        0, 2, 1
+    )
+    mean: Array = Rotation.from_matrix(relative).mean().as_matrix()
+    return mean
+
+
+def _absolute_rotation_deg(estimate: Trajectory, truth: Trajectory) -> float:
+    R = _mean_rotation(estimate, truth) @ estimate.world_from_cam[:, :3, :3]
+    relative = Rotation.from_matrix(R.transpose(0, 2, 1) @ truth.world_from_cam[:, :3, :3])
+    return float(np.sqrt(np.mean(np.degrees(relative.magnitude()) ** 2)))
+
+
+def _skew(v: Array) -> Array:
+    return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
+
+
+def _mean(values: Array) -> float | None:
+    return float(np.mean(values)) if values.size else None
