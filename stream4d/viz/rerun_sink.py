@@ -1,0 +1,284 @@
+"""The viewer as a sink: a live Rerun window or web page, a recording file, or several at once.
+
+The live view takes the latest frame from a one-slot mailbox: it drops, never delays the pipeline, and a fault of
+the view ends the view, not the run. A recording holds every frame: its queue is bounded and waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import rerun as rr
+
+from stream4d.config import ViewConfig
+from stream4d.errors import Stream4DError
+from stream4d.packets import PosedFrame, PoseRevision, State, VideoInfo
+from stream4d.viz.mailbox import Mailbox, WaitingQueue, Worker
+from stream4d.viz.scene_log import SceneLog, Timing
+from stream4d.viz.viewer_process import ViewerProcess, start_native, start_web
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "stream4d"
+QUEUE = 8
+"""Frames waiting for the recording file, or for the viewer in a replay."""
+FPS_FRAMES = 30
+"""Frames over which fps is averaged."""
+ANSWER_SECONDS = 10.0
+"""How long a live view may take to accept a frame before it counts as hung."""
+REVISIONS = 64
+"""Revisions kept for a live view that is busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A frame on its way to a view."""
+
+    frame: PosedFrame
+    captured_ns: int
+    """On the monotonic clock."""
+    fps: float | None
+    """None: timing is not shown."""
+
+    def timing(self) -> Timing | None:
+        if self.fps is None:
+            return None
+        return Timing(self.fps, (time.monotonic_ns() - self.captured_ns) / 1e6)
+
+
+class _LiveView:
+    """A viewer process and the thread that feeds it."""
+
+    def __init__(
+        self, viewer: ViewerProcess, recording: rr.RecordingStream, log: SceneLog, *, drop: bool
+    ) -> None:
+        self.viewer = viewer
+        self._recording = recording
+        self._log = log
+        self._revisions: deque[PoseRevision] = deque(maxlen=REVISIONS)
+        self._warned = False
+        self.source: Mailbox[_Arrival] | WaitingQueue[_Arrival] = (
+            Mailbox() if drop else WaitingQueue(QUEUE)
+        )
+        self._worker = Worker("view", self.source, self._show)
+
+    def write(self, arrival: _Arrival) -> None:
+        if self._worker.error is None:
+            self.source.put(arrival)
+        elif not self._warned:
+            self._warned = True
+            logger.warning("the live view has ended: %s. The run goes on", self._worker.error)
+
+    def revise(self, revision: PoseRevision) -> None:
+        self._revisions.append(revision)
+
+    def finish(self) -> None:
+        """Show what is left, and leave the viewer open."""
+        done = self._worker.join(ANSWER_SECONDS)
+        if done and self._worker.error is None and self.viewer.is_running:
+            self._drain_revisions()
+            self._recording.flush(timeout_sec=ANSWER_SECONDS)
+            self._recording.disconnect()
+
+    def _show(self, arrival: _Arrival) -> None:
+        if not self.viewer.is_running:
+            raise Stream4DError("its window or server was closed")
+        self._log.log(arrival.frame, arrival.timing())
+        # After the frame: a revision may speak of it.
+        self._drain_revisions()
+        # Waiting for the viewer here is what makes the mailbox drop; unflushed data would pile up in memory.
+        self._recording.flush(timeout_sec=ANSWER_SECONDS)
+
+    def _drain_revisions(self) -> None:
+        while self._revisions:
+            self._log.revise(self._revisions.popleft())
+
+
+class _RecordingFile:
+    """An ``.rrd`` file and the thread that writes it. The file gets its name when it is complete."""
+
+    def __init__(self, path: Path, name: str, *, max_points: int, timing: bool) -> None:
+        self._path = path
+        # Keeps the suffix: the viewer opens a recording that a crash left behind.
+        self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._recording = _new_recording(name)
+        self._recording.save(self._partial)
+        self._log = SceneLog(self._recording, max_points=max_points, timing=timing)
+        self._queue: WaitingQueue[_Arrival | PoseRevision] = WaitingQueue(QUEUE)
+        self._worker = Worker("recording", self._queue, self._record)
+
+    def write(self, item: _Arrival | PoseRevision) -> None:
+        self._check()
+        self._queue.put(item)
+
+    def finish(self) -> None:
+        """Write the rest and give the file its name."""
+        self._worker.join()
+        if self._worker.error is None:
+            self._log.finish()
+        self._recording.flush()
+        self._recording.disconnect()
+        os.replace(self._partial, self._path)
+        self._check()
+
+    def _record(self, item: _Arrival | PoseRevision) -> None:
+        if isinstance(item, PoseRevision):
+            self._log.revise(item)
+        else:
+            self._log.log(item.frame, item.timing())
+
+    def _check(self) -> None:
+        if self._worker.error is not None:
+            raise Stream4DError(
+                f"cannot write the recording {self._path}: {self._worker.error}"
+            ) from self._worker.error
+
+
+class RerunSink:
+    """Shows posed frames in Rerun; does nothing where neither a view nor a recording is asked for.
+
+    Args:
+        config: what to open, and where.
+        info: the source, for its name.
+        name: what the viewer calls this run.
+        overwrite: replace an existing recording file.
+        drop: False shows every frame and lets the giver wait: for a replay.
+        clock: turns ``PosedFrame.timestamp_ns`` into the moment of capture on ``time.monotonic_ns``, for the
+            latency of a live source. Default: latency counts from ``write``.
+
+    Raises:
+        Stream4DError: on entering: no display, no viewer, port taken, file not writable or present already.
+    """
+
+    def __init__(
+        self,
+        config: ViewConfig,
+        info: VideoInfo,
+        name: str,
+        *,
+        overwrite: bool = False,
+        drop: bool = True,
+        clock: Callable[[int], int] | None = None,
+    ) -> None:
+        self._config = config
+        self._info = info
+        self._name = name
+        self._overwrite = overwrite
+        self._drop = drop
+        self._clock = clock
+        self._live: _LiveView | None = None
+        self._file: _RecordingFile | None = None
+        self._arrivals: deque[int] = deque(maxlen=FPS_FRAMES)
+
+    @property
+    def page(self) -> str | None:
+        """Address of the web view, or None."""
+        return self._live.viewer.page if self._live else None
+
+    @property
+    def dropped(self) -> int:
+        """Frames that the live view did not show."""
+        return self._live.source.dropped if self._live else 0
+
+    def __enter__(self) -> Self:
+        max_points, timing = self._config.max_points, self._drop
+        path = Path(self._config.save_rrd) if self._config.save_rrd else None
+        if path is not None:
+            _check_target(path, overwrite=self._overwrite)
+        if self._config.mode != "none":
+            viewer = _start_viewer(self._config)
+            recording = _new_recording(self._name)
+            recording.connect_grpc(viewer.url)
+            log = SceneLog(recording, max_points=max_points, timing=timing, fit_at_end=False)
+            self._live = _LiveView(viewer, recording, log, drop=self._drop)
+        if path is not None:
+            self._file = _RecordingFile(path, self._name, max_points=max_points, timing=timing)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish the recording; a window or page stays open (see ``wait`` and ``close``)."""
+        if self._live is not None:
+            self._live.finish()
+        if self._file is not None:
+            self._file.finish()
+
+    def write(self, frame: PosedFrame) -> None:
+        """Pass a frame to the views. Waits only where a recording cannot keep up."""
+        now = time.monotonic_ns()
+        self._arrivals.append(now)
+        captured = self._clock(frame.timestamp_ns) if self._clock else now
+        arrival = _Arrival(frame, captured, self._fps() if self._drop else None)
+        if self._live is not None:
+            self._live.write(arrival)
+        if self._file is not None:
+            self._file.write(arrival)
+
+    def revise(self, revision: PoseRevision) -> None:
+        """Move camera path and cloud to better poses."""
+        if self._live is not None:
+            self._live.revise(revision)
+        if self._file is not None:
+            self._file.write(revision)
+
+    def commit(self, resume_state: Callable[[], State]) -> None:
+        """Do nothing: a view keeps nothing to resume from."""
+
+    def wait(self) -> None:
+        """Keep serving the web view until the user interrupts or it ends; returns at once without one."""
+        if self._live is not None and self.page is not None:
+            try:
+                self._live.viewer.wait()
+            except KeyboardInterrupt:
+                self.close()
+
+    def close(self) -> None:
+        """End the web server. A native window belongs to the user and stays."""
+        if self._live is not None and self.page is not None:
+            self._live.viewer.close()
+
+    def _fps(self) -> float:
+        if len(self._arrivals) < 2:
+            return 0.0
+        return (len(self._arrivals) - 1) * 1e9 / max(self._arrivals[-1] - self._arrivals[0], 1)
+
+
+def _start_viewer(config: ViewConfig) -> ViewerProcess:
+    if config.mode == "native":
+        return start_native()
+    viewer = start_web(config.host, config.port)
+    logger.info("the web view is at %s", viewer.page)
+    return viewer
+
+
+def _new_recording(name: str) -> rr.RecordingStream:
+    recording = rr.RecordingStream(APPLICATION)
+    recording.send_recording_name(name)
+    # Wall clock and log order would only clutter the list of timelines.
+    recording.set_log_time_enabled(False)
+    recording.set_log_tick_enabled(False)
+    return recording
+
+
+def _check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise before the run starts rather than at its end."""
+    if path.suffix != ".rrd":
+        raise Stream4DError(f"a recording must end in .rrd, got {str(path)!r}")
+    if path.exists() and not overwrite:
+        raise Stream4DError(f"the recording {path} exists: choose another name or `--overwrite`")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise Stream4DError(
+            f"cannot write {path}: {path.parent} is not a folder that can be written"
+        )
