@@ -52,17 +52,17 @@ def score_point_tracks(
     within, jaccard = [], []
     for threshold in THRESHOLDS_PX:
         near = distance < threshold
-        true_positive = np.count_nonzero(seen & said & near)
+        true_positive = int(np.count_nonzero(seen & said & near))
         # A point said to be visible that is hidden or far away is false; a visible one not found is missed.
-        false_positive = np.count_nonzero(said & ~(seen & near))
-        denominator = np.count_nonzero(seen) + false_positive
-        jaccard.append(true_positive / max(1, denominator))
-        within.append(np.count_nonzero(seen & near) / max(1, np.count_nonzero(seen)))
-    agree = np.count_nonzero((truth_visible == predicted_visible) & counted)
+        false_positive = int(np.count_nonzero(said & ~(seen & near)))
+        visible = int(np.count_nonzero(seen))
+        jaccard.append(true_positive / max(1, visible + false_positive))
+        within.append(int(np.count_nonzero(seen & near)) / max(1, visible))
+    agree = int(np.count_nonzero((truth_visible == predicted_visible) & counted))
     return PointTrackScore(
         average_jaccard=float(np.mean(jaccard)),
         within=float(np.mean(within)),
-        occlusion_accuracy=agree / max(1, np.count_nonzero(counted)),
+        occlusion_accuracy=agree / max(1, int(np.count_nonzero(counted))),
     )
 
 
