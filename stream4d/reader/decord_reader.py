@@ -1,0 +1,76 @@
+"""Video files through decord: sparse random access, where seeking beats decoding everything between."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+
+import decord
+import numpy as np
+
+from stream4d.errors import VideoError
+from stream4d.packets import Array
+from stream4d.reader.backend import Decoded
+from stream4d.reader.pyav_reader import PyavBackend
+
+logger = logging.getLogger(__name__)
+
+
+class DecordBackend:
+    """Decode single frames of a local file whose times PyAV has listed.
+
+    Raises:
+        VideoError: decord cannot open the file, or sees other frames in it than FFmpeg does.
+    """
+
+    name = "decord"
+
+    def __init__(self, indexed: PyavBackend) -> None:
+        self._indexed = indexed
+        self.probe = indexed.probe
+        count = len(self._open())
+        assert self.probe.timeline is not None
+        if count != len(self.probe.timeline):
+            raise VideoError(
+                f"decord sees {count} frames in {indexed.source} where there are "
+                f"{len(self.probe.timeline)}: use --backend pyav"
+            )
+
+    def read(self, indices: Array) -> Iterator[Decoded]:
+        """Yield the frames at ``indices``, seeking where that saves decoding."""
+        assert self.probe.timeline is not None
+        video = self._open()
+        for index in indices.tolist():
+            try:
+                image = video[index]
+            except (decord.DECORDError, RuntimeError) as error:
+                logger.warning(
+                    "%s: frame %d and later cannot be decoded (%s): ending there",
+                    self._indexed.source,
+                    index,
+                    " ".join(str(error).split())[:120],
+                )
+                return
+            yield Decoded(
+                index, int(self.probe.timeline[index]), functools.partial(self._upright, image)
+            )
+
+    def stream(self) -> Iterator[Decoded]:
+        """Yield every frame in order."""
+        assert self.probe.timeline is not None
+        return self.read(np.arange(len(self.probe.timeline)))
+
+    def _open(self) -> decord.VideoReader:
+        decord.logging.set_level(decord.logging.QUIET)
+        try:
+            return decord.VideoReader(self._indexed.source, ctx=decord.cpu(0))
+        except (decord.DECORDError, RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise VideoError(
+                f"decord cannot read {self._indexed.source} ({reason}): use --backend pyav"
+            ) from None
+
+    def _upright(self, image: decord.nd.NDArray) -> Array:  # -> (H, W, 3) uint8
+        pixels: Array = image.asnumpy()
+        return pixels

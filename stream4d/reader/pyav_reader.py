@@ -1,0 +1,294 @@
+"""Video files and recorded URLs through PyAV (FFmpeg): sequential decoding, seeking only to begin later."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from stream4d.errors import VideoError
+from stream4d.packets import Array
+from stream4d.reader.backend import Decoded, Probe
+from stream4d.reader.selection import SECOND_NS
+
+logger = logging.getLogger(__name__)
+
+INDEXED_BYTES = 4 << 30
+"""Files up to this size have all packets read once (not decoded) for exact times and counts: about 1 s per GB."""
+_SEEK_FROM = 64
+"""Frames nearer to the start than this are reached by decoding."""
+_NETWORK_OPTIONS = {"rw_timeout": "10000000", "timeout": "10000000"}
+
+
+class PyavBackend:
+    """Decode one file or finite URL in order.
+
+    Raises:
+        VideoError: the source is missing, not a video, has no video stream, or nothing in it decodes.
+    """
+
+    name = "pyav"
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        with open_container(source) as container:
+            stream = video_stream(container, source)
+            first = _first_frame(container, stream, source)
+            self.probe = probe_stream(container, stream, first)
+            time_base = stream.time_base
+        self._pts: Array | None = None
+        if Path(source).is_file() and Path(source).stat().st_size <= INDEXED_BYTES:
+            self._pts = _presentation_times(source)
+        if self._pts is not None:
+            self.probe = replace(self.probe, timeline=_timeline(self._pts, time_base))
+
+    def replace_times(self, timeline: Array) -> None:
+        """Take times from beside the video instead of from the container, where they fit."""
+        if self._pts is None or len(timeline) != len(self._pts):
+            have = "unknown" if self._pts is None else len(self._pts)
+            logger.warning(
+                "timestamps.txt has %d lines but %s has %s frames: using the container's times",
+                len(timeline),
+                self.source,
+                have,
+            )
+            return
+        self.probe = replace(self.probe, timeline=timeline)
+
+    def read(self, indices: Array) -> Iterator[Decoded]:
+        """Yield the frames at ``indices``, decoding from the keyframe before the first of them."""
+        assert self._pts is not None
+        assert self.probe.timeline is not None
+        if not len(indices):
+            return
+        wanted = dict(zip(self._pts[indices].tolist(), indices.tolist(), strict=True))
+        last_pts = int(self._pts[indices[-1]])
+        with open_container(self.source) as container:
+            stream = video_stream(container, self.source)
+            _seek_before(container, stream, self._pts, int(indices[0]))
+            for frame in decoded_frames(container, stream):
+                index = wanted.pop(frame.pts, None)
+                if index is not None:
+                    yield Decoded(index, int(self.probe.timeline[index]), _converter(frame))
+                if not wanted or (frame.pts is not None and frame.pts > last_pts):
+                    break
+        if wanted:
+            logger.warning(
+                "%s: %d of %d frames could not be decoded (damaged or cut short); going on without them",
+                self.source,
+                len(wanted),
+                len(indices),
+            )
+
+    def stream(self) -> Iterator[Decoded]:
+        """Yield every frame; times come from the container, and from the rate where it has none."""
+        with open_container(self.source) as container:
+            stream = video_stream(container, self.source)
+            clock = _Clock(self.probe.fps, stream.time_base)
+            for index, frame in enumerate(decoded_frames(container, stream)):
+                yield Decoded(index, clock.time_ns(index, frame.pts), _converter(frame))
+
+
+class _Clock:
+    """Turn presentation stamps into ns from the first frame, always increasing."""
+
+    def __init__(self, fps: float, time_base: Any) -> None:
+        self._period_ns = SECOND_NS / fps
+        self._time_base = time_base
+        self._first: int | None = None
+        self._last_ns = -1
+
+    def time_ns(self, index: int, pts: int | None) -> int:
+        if pts is None or self._time_base is None:
+            time_ns = round(index * self._period_ns)
+        else:
+            if self._first is None:
+                self._first = pts
+            base = self._time_base
+            time_ns = (pts - self._first) * base.numerator * SECOND_NS // base.denominator
+        self._last_ns = max(time_ns, self._last_ns + 1)
+        return self._last_ns
+
+
+@contextmanager
+def open_container(source: str, **options: Any) -> Iterator[Any]:
+    """Open for reading; every way it can fail becomes one ``VideoError``."""
+    if "://" in source:
+        options.setdefault("options", _NETWORK_OPTIONS)
+    try:
+        container = av.open(source, **options)
+    except av.error.FileNotFoundError:
+        raise VideoError(f"no such video: {source}") from None
+    except av.error.PermissionError:
+        raise VideoError(f"no permission to read {source}") from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            f"{source} is not a video that FFmpeg can read ({_reason(error)}): "
+            "the file may be damaged, cut short, or of another kind"
+        ) from None
+    with container:
+        yield container
+
+
+def _reason(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def video_stream(container: Any, source: str) -> Any:
+    """Return the video stream to decode, set to use all cores; cover art does not count."""
+    streams = [s for s in container.streams.video if not _is_cover_art(s)]
+    if not streams:
+        raise VideoError(f"{source} has no video stream (audio only?): give a file with pictures")
+    streams[0].thread_type = "AUTO"
+    return streams[0]
+
+
+def _is_cover_art(stream: Any) -> bool:
+    disposition = getattr(stream, "disposition", None)
+    return disposition is not None and "attached_pic" in str(getattr(disposition, "name", "") or "")
+
+
+def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield decoded frames; damaged packets are passed over, a damaged end is an end."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.EOFError):
+            return
+        except av.error.FFmpegError as error:
+            logger.debug("demuxing stopped: %s", error)
+            return
+        try:
+            yield from packet.decode()
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError as error:
+            logger.debug("a packet could not be decoded: %s", error)
+
+
+def _first_frame(container: Any, stream: Any, source: str) -> Any:
+    frame = next(decoded_frames(container, stream), None)
+    if frame is None:
+        raise VideoError(
+            f"no frame of {source} can be decoded: the file is empty, damaged or cut short"
+        )
+    return frame
+
+
+def probe_stream(container: Any, stream: Any, first: Any) -> Probe:
+    """Describe a stream from its header and its first frame."""
+    rotation = clockwise_rotation(first)
+    aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+    width, height = first.width, first.height
+    if rotation % 180:
+        width, height, aspect = height, width, 1 / aspect
+    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+    fps = float(rate) if rate else 25.0
+    return Probe(
+        width=width,
+        height=height,
+        fps=fps,
+        rotation_deg=rotation,
+        pixel_aspect=aspect,
+        frame_count=_frame_count(container, stream, fps),
+    )
+
+
+def _frame_count(container: Any, stream: Any, fps: float) -> int | None:
+    if stream.frames:
+        return int(stream.frames)
+    if stream.duration and stream.time_base:
+        return max(1, round(float(stream.duration * stream.time_base) * fps))
+    if container.duration:
+        return max(1, round(float(container.duration) / float(av.time_base) * fps))
+    return None
+
+
+def clockwise_rotation(frame: Any) -> int:
+    """Return by how many degrees clockwise the frame must be turned to be upright: 0, 90, 180 or 270."""
+    # PyAV gives the counter-clockwise angle of the display matrix.
+    return int(round(-frame.rotation / 90) * 90 % 360)
+
+
+def _converter(frame: Any) -> Any:
+    return functools.partial(to_rgb, frame)
+
+
+def to_rgb(frame: Any) -> Array:  # -> (H, W, 3) uint8
+    """Convert a frame of any pixel format, upright; transparency is laid over black."""
+    if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
+        rgb = over_black(frame.to_ndarray(format="rgba"))
+    else:
+        rgb = frame.to_ndarray(format="rgb24")
+    turns = clockwise_rotation(frame) // 90
+    return np.ascontiguousarray(np.rot90(rgb, -turns)) if turns else rgb
+
+
+def over_black(rgba: Array) -> Array:  # (H, W, 4) uint8 -> (H, W, 3) uint8
+    """Lay an image with straight alpha over black."""
+    alpha = rgba[..., 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgba[..., :3])
+    product = rgba[..., :3].astype(np.uint16) * alpha + 127
+    return (product // 255).astype(np.uint8)
+
+
+def _timeline(pts: Array, time_base: Any) -> Array:
+    """Return nanoseconds from the first stamp, in exact integer arithmetic."""
+    offsets = (pts - pts[0]).tolist()
+    return np.array(
+        [t * time_base.numerator * SECOND_NS // time_base.denominator for t in offsets], np.int64
+    )
+
+
+def _presentation_times(source: str) -> Array | None:
+    """Return the sorted (N,) presentation stamps of all packets; None where they are missing or not unique."""
+    stamps: list[int] = []
+    with open_container(source) as container:
+        stream = video_stream(container, source)
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                if packet.pts is None:
+                    return None
+                stamps.append(packet.pts)
+        except av.error.FFmpegError as error:
+            logger.debug("%s: indexing stopped early: %s", source, error)
+    times = np.array(sorted(stamps), np.int64)
+    is_usable = len(times) > 0 and bool((np.diff(times) > 0).all())
+    return times if is_usable else None
+
+
+def _seek_before(container: Any, stream: Any, pts: Array, index: int) -> None:
+    """Go to a keyframe well before a frame, so that it decodes exactly as in a full pass.
+
+    One keyframe more than needed is decoded: with open groups of pictures, frames that follow the nearest
+    keyframe may still refer to the group before it.
+    """
+    if index < _SEEK_FROM:
+        return
+    try:
+        container.seek(int(pts[index]), stream=stream, backward=True)
+        nearest = next(_keyframe_stamps(container, stream), None)
+        earlier = int(np.searchsorted(pts, nearest)) - 1 if nearest is not None else -1
+        container.seek(int(pts[max(earlier, 0)]), stream=stream, backward=True)
+    except av.error.FFmpegError as error:
+        logger.debug("seeking failed, decoding from the start: %s", error)
+        container.seek(0)
+
+
+def _keyframe_stamps(container: Any, stream: Any) -> Iterator[int]:
+    for packet in container.demux(stream):
+        if packet.pts is not None and packet.is_keyframe:
+            yield packet.pts

@@ -1,0 +1,120 @@
+"""Find out what a source is, and pick the backend that decodes it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from stream4d.config import ReaderConfig
+from stream4d.errors import VideoError
+from stream4d.reader.backend import Backend
+from stream4d.reader.folder_reader import (
+    IMAGE_SUFFIXES,
+    FolderBackend,
+    list_images,
+    read_timestamps,
+)
+from stream4d.reader.pyav_reader import PyavBackend
+from stream4d.reader.selection import select
+
+logger = logging.getLogger(__name__)
+
+_WEBCAM = re.compile(r"webcam(?::(?P<device>.+))?|(?P<path>/dev/video\d+)")
+_LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "udp", "srt", "rtp", "tcp", "mms")
+_VIDEO_NAMES = ("video.mp4", "video.mov", "video.mkv", "video.webm", "video.avi")
+_IMAGE_FOLDERS = ("frames", "images", "rgb")
+_SPARSE_GAP = 12
+"""From this mean distance between taken frames on, decord's seeking beats decoding everything."""
+
+
+def choose_backend(source: str, config: ReaderConfig) -> tuple[Backend, str]:
+    """Return the backend for a source and why it was chosen.
+
+    Raises:
+        VideoError: the source is missing, empty, or of no kind that can be read.
+    """
+    if _WEBCAM.fullmatch(source) or "://" in source.removeprefix("file://"):
+        return _live_or_url(source)
+    path = Path(source.removeprefix("file://"))
+    if path.is_dir():
+        return _in_folder(path, config)
+    if path.is_file():
+        return _in_file(path, config)
+    if any(letter in source for letter in "*?["):
+        return FolderBackend(list_images(source), source), "a glob of images"
+    raise VideoError(f"no such file or folder: {source}")
+
+
+def _live_or_url(source: str) -> tuple[Backend, str]:
+    from stream4d.reader.camera_reader import CameraBackend
+
+    webcam = _WEBCAM.fullmatch(source)
+    if webcam:
+        return CameraBackend(webcam["path"] or source), "a camera: only the newest frames are kept"
+    scheme = source.partition("://")[0].lower()
+    if scheme not in _LIVE_SCHEMES:
+        backend = PyavBackend(source)
+        if backend.probe.frame_count is not None:
+            return backend, f"a finite video over {scheme}"
+    return CameraBackend(source), f"a live {scheme} stream: only the newest frames are kept"
+
+
+def _in_folder(folder: Path, config: ReaderConfig) -> tuple[Backend, str]:
+    """Open images in the folder itself, or the video or images of a sequence folder."""
+    if images := list_images(folder):
+        return FolderBackend(images, str(folder)), f"{len(images)} images"
+    for name in _VIDEO_NAMES:
+        if (folder / name).is_file():
+            backend, reason = _in_file(folder / name, config, folder / "timestamps.txt")
+            return backend, f"{name} of a sequence folder, {reason}"
+    for name in _IMAGE_FOLDERS:
+        if (folder / name).is_dir() and (images := list_images(folder / name)):
+            return FolderBackend(images, str(folder)), f"{len(images)} images in {name}/"
+    raise VideoError(
+        f"no images in {folder}: give a folder of png, jpg, tiff or webp images, or a video file"
+    )
+
+
+def _in_file(
+    path: Path, config: ReaderConfig, timestamps: Path | None = None
+) -> tuple[Backend, str]:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise VideoError(f"cannot read {path}: {error.strerror}") from None
+    if size == 0:
+        raise VideoError(f"{path} is empty (0 bytes): the copy or recording failed")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return FolderBackend([path], str(path)), "a single image"
+    backend = PyavBackend(str(path))
+    if timestamps is not None and timestamps.is_file():
+        backend.replace_times(read_timestamps(timestamps))
+    wants_decord, reason = _wants_decord(backend, config)
+    if wants_decord:
+        from stream4d.reader.decord_reader import DecordBackend
+
+        return DecordBackend(backend), reason
+    return backend, reason
+
+
+def _wants_decord(backend: PyavBackend, config: ReaderConfig) -> tuple[bool, str]:
+    """Tell whether decord should decode a file, and why (not)."""
+    if config.backend == "pyav":
+        return False, "asked for"
+    if backend.probe.timeline is None:
+        if config.backend == "decord":
+            raise VideoError(
+                f"decord cannot read {backend.source}: its frames carry no usable times; "
+                "use --backend auto"
+            )
+        return False, "frames are decoded in order"
+    if config.backend == "decord":
+        return True, "asked for"
+    picks = select(backend.probe.timeline, config)
+    gap = float(np.diff(picks).mean()) if len(picks) > 1 else 1.0
+    if gap < _SPARSE_GAP:
+        return False, "frames are decoded in order"
+    return True, f"only every {gap:.0f}th frame is wanted: seeking"
