@@ -74,7 +74,7 @@ def color_flow(flow: Array, longest_px: float | None = None) -> Array:
         flow: (H, W, 2) pixels, NaN where unknown.
         longest_px: length of full saturation; default ``flow_range`` of this map.
     """
-    known: Array = np.isfinite(flow).all(axis=-1)
+    known = np.isfinite(flow[..., 0]) & np.isfinite(flow[..., 1])
     u, v = np.where(known[..., None], flow, 0.0).astype(np.float32).transpose(2, 0, 1)
     length, angle = cv2.cartToPolar(u, v, angleInDegrees=True)
     strength = np.clip(length / (longest_px or flow_range(flow)), 0, 1)

@@ -85,8 +85,11 @@ class _LiveView:
         done = self._worker.join(ANSWER_SECONDS)
         if done and self._worker.error is None and self.viewer.is_running:
             self._drain_revisions()
+            self._log.finish()
             self._recording.flush(timeout_sec=ANSWER_SECONDS)
             self._recording.disconnect()
+        if self.viewer.page is None:
+            self.viewer.detach()
 
     def _show(self, arrival: _Arrival) -> None:
         if not self.viewer.is_running:
