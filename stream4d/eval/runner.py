@@ -1,0 +1,274 @@
+"""Measures many sequences, each in a process of its own, and keeps what is finished.
+
+A sequence that raises, crashes, is killed or takes too long is a row that says ``failed``: it counts, and the others go
+on. The JSON file is replaced atomically after every row, so an interrupted evaluation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stream4d._version import __version__
+from stream4d.errors import EvaluationError
+from stream4d.eval.row import ROW_FIELDS, empty_row
+from stream4d.eval.worker import Spec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One sequence to measure."""
+
+    name: str
+    """Its name in the results."""
+    dataset: str | None
+    """Benchmark name, or None for a folder."""
+    root: Path
+    """The folder, or the benchmark's root."""
+    frames: int
+    """Frames that it should give, for the progress bar."""
+
+
+class Results:
+    """Rows and details in the form that is written as JSON.
+
+    Args:
+        model: name of the model.
+        calibrated: the true camera was given.
+        config: settings of the runs, as dumped.
+        path: JSON file to keep up to date, or None.
+    """
+
+    def __init__(
+        self, model: str, *, calibrated: bool, config: dict[str, Any], path: Path | None = None
+    ) -> None:
+        self.model = model
+        self.calibrated = calibrated
+        self.run = {
+            "format": FORMAT,
+            "version": __version__,
+            "code": code_digest(),
+            "config": config,
+        }
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.details: dict[str, dict[str, Any]] = {}
+        self._path = path
+
+    def resume(self) -> None:
+        """Take over finished rows of the file, if model, settings and code are the same.
+
+        Raises:
+            EvaluationError: the file is not one of ours.
+        """
+        if self._path is None or not self._path.is_file():
+            return
+        old = read_results(self._path)
+        same = (old["model"], old["calibrated"]) == (self.model, self.calibrated)
+        if not same or old.get("run") != json.loads(json.dumps(self.run)):
+            return
+        for row in old["sequences"]:
+            if row["status"] == "ok":
+                self.rows[row["name"]] = row
+                self.details[row["name"]] = old.get("details", {}).get(row["name"], {})
+
+    def add(self, row: dict[str, Any], details: dict[str, Any]) -> None:
+        """Take one finished row and write the file."""
+        self.rows[row["name"]] = row
+        self.details[row["name"]] = details
+        self.write()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the JSON file holds; numbers that are not finite become null."""
+        cleaned: dict[str, Any] = _finite(
+            {
+                "model": self.model,
+                "calibrated": self.calibrated,
+                "sequences": list(self.rows.values()),
+                "mean": mean_row(self.rows.values()),
+                "details": self.details,
+                "run": self.run,
+            }
+        )
+        return cleaned
+
+    def write(self) -> None:
+        """Replace the JSON file, if there is one."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            part = self._path.with_name(self._path.name + ".part")
+            part.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+            os.replace(part, self._path)
+        except OSError as error:
+            raise EvaluationError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a JSON file of results.
+
+    Raises:
+        EvaluationError: it is missing or not one of ours.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        names = [row["name"] for row in data["sequences"]]
+        complete = all(set(row) == set(ROW_FIELDS) for row in data["sequences"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{path} holds no evaluation results: {error!r}") from None
+    if not complete or len(set(names)) != len(names) or "model" not in data:
+        raise EvaluationError(f"{path} holds results of another format: write to a new file")
+    return dict(data)
+
+
+def mean_row(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the mean of every figure over the sequences that have it, and how many are behind it.
+
+    A failed sequence has no figures; ``failed`` says how many there are, and its frames count as frames without a
+    pose.
+    """
+    rows = list(rows)
+    mean: dict[str, Any] = {
+        "sequences": len(rows),
+        "failed": sum(row["status"] != "ok" for row in rows),
+        "frames": sum(row["frames"] for row in rows),
+        "frames_with_pose": sum(row["frames_with_pose"] for row in rows),
+    }
+    for key in ROW_FIELDS[5:]:
+        values = [row[key] for row in rows if row["status"] == "ok" and row[key] is not None]
+        mean[key] = sum(values) / len(values) if values else None
+    return mean
+
+
+def code_digest() -> str:
+    """Return a digest of the package's sources and weights: equal digests give equal results."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(p for p in package.rglob("*") if p.is_file()):
+        if "__pycache__" in path.parts or path.suffix in (".nbi", ".nbc"):
+            continue
+        digest.update(path.relative_to(package).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    results: Results,
+    *,
+    timeout_s: float,
+    trajectories: Path | None = None,
+    on_frame: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Measure every job that ``results`` does not hold yet."""
+    for job in jobs:
+        if job.name in results.rows:
+            for _ in range(job.frames):
+                on_frame(job.name)
+            continue
+        file = None if trajectories is None else trajectories / f"{safe_name(job.name)}.tum"
+        spec = Spec(
+            dataset=job.dataset,
+            root=str(job.root),
+            name=job.name,
+            calibrated=results.calibrated,
+            config=results.run["config"],
+            trajectory_file=None if file is None else str(file),
+        )
+        row, details = run_worker(
+            spec, expected=job.frames, timeout_s=timeout_s, on_frame=lambda: on_frame(spec.name)
+        )
+        results.add(row, details)
+
+
+def safe_name(name: str) -> str:
+    """Turn a sequence name into a file name."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def run_worker(
+    spec: Spec, *, expected: int, timeout_s: float, on_frame: Callable[[], None] = lambda: None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run one sequence in a new process and return (row, details), whatever happens to it."""
+    # -c instead of -m would change sys.path; the worker must import the same package as we do.
+    command = [sys.executable, "-m", "stream4d.eval.worker", json.dumps(asdict(spec))]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        timed_out = threading.Event()
+
+        def expire() -> None:
+            timed_out.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, expire)
+        timer.start()
+        try:
+            message, frames = _listen(process, on_frame)
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            timer.cancel()
+        for _ in range(expected - frames):
+            on_frame()
+        if message is not None and status == 0:
+            return message["row"], message["details"]
+        reason = (
+            f"took longer than {timeout_s:g} s" if timed_out.is_set() else _exit(status, errors)
+        )
+    return empty_row(spec.name, "failed", reason, frames), {}
+
+
+def _listen(
+    process: subprocess.Popen[str], on_frame: Callable[[], None]
+) -> tuple[dict[str, Any] | None, int]:
+    """Read the worker's lines until it closes its end: (last message with a row, frames)."""
+    frames = 0
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            try:
+                message = json.loads(line)
+            except ValueError:  # cut off in the middle of a line
+                continue
+            if "row" in message:
+                return message, frames
+            frames = int(message["frames"])
+            on_frame()
+    return None, frames
+
+
+def _exit(status: int, errors: Any) -> str:
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    last = lines[-1].strip() if lines else "no message"
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}: {last}"
+    return f"exit status {status}: {last}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
