@@ -13,6 +13,8 @@ from stream4d.models.base import ModelCard, PointmapModel
 MODELS = {
     "classical": "stream4d.models.classical:ClassicalModel",
     "temporal": "stream4d.models.temporal:TemporalModel",
+    "dust3r": "stream4d.models.dust3r:Dust3rModel",
+    "vggt": "stream4d.models.vggt:VggtModel",
 }
 """Name → "module:Class". The class has ``cards: dict[str, ModelCard]`` (one for each of its names, plain data)
 and ``create(name, *, weights, device, **options)``."""

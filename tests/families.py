@@ -1,0 +1,111 @@
+"""What the tests of all foreign families share: a made-up window, and the contract of a prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stream4d.geometry.camera import project
+from stream4d.geometry.transforms import invert, transform_points
+from stream4d.packets import Frame, Prediction, VideoInfo, Window
+
+
+def video_info(width: int, height: int) -> VideoInfo:
+    """Describe a made-up video."""
+    return VideoInfo(
+        source="made-up",
+        backend="test",
+        width=width,
+        height=height,
+        source_width=width,
+        source_height=height,
+        fps=30.0,
+        frame_count=None,
+    )
+
+
+def make_frames(count: int, width: int, height: int, **given: Any) -> tuple[Frame, ...]:
+    """Return frames of smooth noise that drifts, so that they resemble one another."""
+    rng = np.random.default_rng(7)
+    coarse = rng.integers(0, 255, (height // 8 + 3, (width + 8 * count) // 8 + 3, 3), np.uint8)
+    wide = np.kron(coarse, np.ones((8, 8, 1), np.uint8))
+    return tuple(
+        Frame(
+            index=i,
+            timestamp_ns=i * 33_000_000,
+            rgb=np.ascontiguousarray(wide[:height, 2 * i : 2 * i + width]),
+            **given,
+        )
+        for i in range(count)
+    )
+
+
+def run_windows(
+    model: Any,
+    width: int,
+    height: int,
+    *,
+    count: int = 5,
+    size: int = 3,
+    overlap: int = 1,
+    **given: Any,
+) -> list[Prediction]:
+    """Stream made-up frames through a session of ``model``; return the predictions."""
+    frames = make_frames(count, width, height, **given)
+    out = []
+    with model.session(video_info(width, height)) as session:
+        start, index = 0, 0
+        while start + (overlap if index else 0) < count:
+            part = frames[start : start + size]
+            out.append(
+                session.step(Window(index=index, frames=part, overlap=overlap if index else 0))
+            )
+            start, index = start + size - overlap, index + 1
+    return out
+
+
+def check_prediction(prediction: Prediction, count: int, width: int, height: int) -> None:
+    """Assert the contract: shapes, dtypes, rigid poses from identity, and geometry that agrees with itself."""
+    depth, points = prediction.depth, prediction.pointmap_in_window
+    K, poses = prediction.K, prediction.window_from_cam
+    assert depth is not None
+    assert points is not None
+    assert K is not None
+    assert poses is not None
+    assert prediction.confidence is not None
+    assert depth.shape == (count, height, width)
+    assert {depth.dtype, points.dtype, prediction.confidence.dtype} == {np.dtype(np.float32)}
+    assert np.isfinite(K).all()
+    assert (K[:, [0, 1], [0, 1]] > 0).all()
+    np.testing.assert_allclose(poses[0], np.eye(4), atol=1e-9)
+    R = poses[:, :3, :3]
+    np.testing.assert_allclose(
+        R @ np.swapaxes(R, 1, 2), np.tile(np.eye(3), (count, 1, 1)), atol=1e-6
+    )
+    assert np.isfinite(prediction.confidence).all()
+    assert (prediction.confidence >= 0).all()
+    known = np.isfinite(depth)
+    assert known.any()
+    assert (depth[known] > 0).all()
+    assert (np.isfinite(points).all(-1) == known).all()
+    for t in range(count):
+        # Depth is the z of the points in their own camera.
+        in_cam = transform_points(invert(poses[t]), points[t])
+        np.testing.assert_allclose(
+            in_cam[known[t]][:, 2], depth[t][known[t]], rtol=2e-3, atol=2e-3 * np.nanmax(depth[t])
+        )
+
+
+def check_pinhole(prediction: Prediction, tolerance_px: float = 0.02) -> None:
+    """Assert that points project to their own pixels (models whose points come from depth and camera)."""
+    points, poses, K = prediction.pointmap_in_window, prediction.window_from_cam, prediction.K
+    assert points is not None
+    assert poses is not None
+    assert K is not None
+    H, W = points.shape[1:3]
+    v, u = np.mgrid[:H, :W]
+    for t in range(len(points)):
+        uv = project(transform_points(invert(poses[t]), points[t]), K[t])
+        known = np.isfinite(uv).all(-1)
+        assert np.abs(uv[known] - np.stack([u, v], -1)[known]).max() < tolerance_px
