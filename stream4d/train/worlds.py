@@ -1,0 +1,353 @@
+"""What a rendered clip contains: lens, camera path, solids with their poses over time, materials and light.
+
+Everything is drawn with numpy in float64 for a whole batch at once; nothing here touches pixels. Scenes are built
+in a gravity frame G (y down, the camera starts at its origin) and handed out with the first camera as the world.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stream4d.train.cameras import (
+    STYLES,
+    Floats,
+    Lens,
+    log_uniform,
+    rotation_from_vector,
+    sample_lens,
+    sample_trajectories,
+    smooth_noise,
+)
+from stream4d.train.casting import BOX, CYLINDER, ELLIPSOID, ROOM
+from stream4d.train.options import SceneOptions
+from stream4d.train.textures import SKY_TILES
+
+KINDS = (BOX,) * 10 + (ELLIPSOID,) * 9 + (CYLINDER,) * 9 + (ROOM,)
+"""Kind of each slot; the last is the room or open ground around everything."""
+SLOTS = len(KINDS) - 1
+FLOOR_FACE = 3
+"""Faces are numbered 2·axis + (1 where the local coordinate is positive); y points down."""
+_GROUPS = 6
+_ELLIPSOIDS = np.flatnonzero(np.array(KINDS) == ELLIPSOID)
+_CYLINDERS = np.flatnonzero(np.array(KINDS) == CYLINDER)
+
+MATERIAL = ("tile", "density", "u0", "v0", "gain_r", "gain_g", "gain_b", "bias_r", "bias_g", "bias_b",
+            "detail_tile", "detail_density", "detail", "specular", "is_sky")  # fmt: skip
+"""Columns of ``World.materials``."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """B scenes over T frames (numpy float64)."""
+
+    K: Floats
+    """(B, 3, 3) pixels."""
+    world_from_cam: Floats
+    """(B, T, 4, 4); the first is the identity."""
+    world_from_local: Floats
+    """(B, T, P + 1, 4, 4) affine: the unit frame of each solid → world."""
+    is_active: npt.NDArray[np.bool_]
+    """(B, P + 1)."""
+    extents: Floats
+    """(B, P + 1, 3) half sizes at rest, for texture coordinates."""
+    materials: Floats
+    """(B, P + 1, 6, len(MATERIAL)) one row a face."""
+    light: Floats
+    """(B, 3) unit vector towards the light, in the world."""
+    ambient: Floats
+    """(B,) share of light that comes from everywhere."""
+    down: Floats
+    """(B, 3) gravity in the world."""
+
+
+@dataclass(slots=True)
+class _Layout:
+    """Solids at rest in the gravity frame, and how they move; filled in step by step."""
+
+    centre: Floats  # (B, P, 3)
+    rotation: Floats  # (B, P, 3, 3)
+    extents: Floats  # (B, P, 3)
+    active: npt.NDArray[np.bool_]  # (B, P)
+    depth: Floats  # (B, P) when placed
+    grounded: npt.NDArray[np.bool_]  # (B, P) stands on the floor
+    group: npt.NDArray[np.int64]  # (B, P) motion group or -1
+    swing: Floats  # (B, P, 3) axis × amplitude about the solid's upper end
+    swing_phase: Floats  # (B, P)
+    breathe: Floats  # (B, P, 3) amplitude of periodic stretching
+
+
+def _tilt(rng: np.random.Generator, styles: npt.NDArray[np.int64]) -> Floats:
+    """Draw how the first camera is held against gravity: gravity_from_cam (B, 3, 3)."""
+    B = len(styles)
+    drone = np.asarray(STYLES)[styles] == "drone"
+    pitch = rng.normal(np.where(drone, -0.5, -0.1), 0.15)
+    roll = rng.normal(0, 0.06, B)
+    zero = np.zeros(B)
+    turn_x = rotation_from_vector(np.stack([pitch, zero, zero], -1))
+    return turn_x @ rotation_from_vector(np.stack([zero, zero, roll], -1))
+
+
+def _place(
+    rng: np.random.Generator, lens: Lens, size: tuple[int, int], cameras: Floats, scale: Floats, floor: Floats,
+    options: SceneOptions,
+) -> _Layout:  # fmt: skip
+    """Scatter solids in front of the cameras (B, T, 4, 4), at depths and apparent sizes of many octaves."""
+    H, W = size
+    B, T = cameras.shape[:2]
+    shape = (B, SLOTS)
+    frame = rng.integers(0, T, shape)
+    depth = log_uniform(rng, 1.3, 11.0, shape) * scale[:, None]
+    pixel = rng.uniform(-0.08, 1.08, (*shape, 2)) * [W, H]
+    f = lens.focal[:, None, None]
+    local = np.concatenate([(pixel - lens.centre[:, None]) / f, np.ones((*shape, 1))], -1)
+    camera = np.take_along_axis(cameras, frame[:, :, None, None], 1)  # (B, P, 4, 4)
+    centre = np.einsum("bpij,bpj->bpi", camera[..., :3, :3], local * depth[..., None])
+    centre += camera[..., :3, 3]
+    radius = log_uniform(rng, 0.02, 0.28, shape) * W / lens.focal[:, None] * depth
+    radius = np.minimum(radius, 0.55 * depth)
+    extents = radius[..., None] * np.exp(rng.normal(0, 0.45, (*shape, 3)))
+    grounded = rng.random(shape) < 0.45
+    centre[..., 1] = np.where(grounded, floor[:, None] - extents[..., 1], centre[..., 1])
+    spin = rng.normal(size=(*shape, 3)) * 1.5
+    spin[grounded] *= [0, 1, 0]
+    count = rng.integers(options.solids[0], options.solids[1] + 1, B)
+    active = rng.random(shape).argsort(-1) < count[:, None]
+    return _Layout(
+        centre, rotation_from_vector(spin), extents, active, depth, grounded,
+        np.full(shape, -1), np.zeros((*shape, 3)), rng.uniform(0, 2 * np.pi, shape), np.zeros((*shape, 3)),
+    )  # fmt: skip
+
+
+def _form_groups(rng: np.random.Generator, layout: _Layout, options: SceneOptions) -> None:
+    """Let some solids move, alone or in rigid assemblies of two or three; some of them breathe or swing."""
+    B = len(layout.centre)
+    for b in range(B):
+        if rng.random() < options.static_share:
+            continue
+        candidates = rng.permutation(np.flatnonzero(layout.active[b]))
+        wanted = int(rng.integers(options.movers[0], options.movers[1] + 1))
+        for g in range(min(wanted, _GROUPS)):
+            members, candidates = np.split(candidates, [int(rng.choice([1, 1, 2, 3]))])
+            if not len(members):
+                break
+            anchor = members[0]
+            layout.group[b, members] = g
+            offset = rng.normal(0, 0.8, (len(members), 3)) * layout.extents[b, anchor]
+            layout.centre[b, members[1:]] = layout.centre[b, anchor] + offset[1:]
+            ratio = layout.extents[b, anchor].mean() / layout.extents[b, members].mean(-1)
+            layout.extents[b, members] *= (ratio * rng.uniform(0.4, 1.0, len(members)))[:, None]
+            if rng.random() < 0.25:
+                layout.breathe[b, members] = rng.uniform(0, 0.3, (len(members), 3))
+            if rng.random() < 0.3:
+                layout.swing[b, members] = rng.normal(0, 0.35, (len(members), 3))
+
+
+def _add_figure(rng: np.random.Generator, layout: _Layout, b: int) -> None:
+    """Turn group 0 into a walking figure: torso, head, two arms and two legs that swing."""
+    torso, head = _ELLIPSOIDS[:2]
+    limbs = _CYLINDERS[:4]
+    members = np.array([torso, head, *limbs])
+    height = float(np.clip(layout.extents[b, torso].max() * 2, 0.15, 0.6) * 1.5)
+    foot = layout.centre[b, torso].copy()
+    layout.group[b][layout.group[b] == 0] = -1
+    layout.group[b, members] = 0
+    layout.active[b, members] = True
+    layout.breathe[b, members] = 0
+    yaw = rotation_from_vector(np.array([0, rng.uniform(0, 6.3), 0]))
+    side = np.array([0.0, 0.0, 0.22, -0.22, 0.1, -0.1]) * height
+    rise = np.array([0.62, 0.92, 0.62, 0.62, 0.24, 0.24]) * height
+    layout.centre[b, members] = foot + np.stack([side, -rise, 0 * side], -1) @ yaw.T
+    layout.extents[b, members] = height * np.array(
+        [[0.16, 0.22, 0.1], [0.08, 0.11, 0.09]] + [[0.04, 0.18, 0.04]] * 2 + [[0.055, 0.24, 0.055]] * 2
+    )  # fmt: skip
+    layout.rotation[b, members] = yaw
+    layout.swing[b, members] = 0
+    layout.swing[b, limbs] = yaw[:, 0] * rng.uniform(0.2, 0.8)
+    phase = rng.uniform(0, 6.3)
+    layout.swing_phase[b, limbs] = phase + np.array([0, np.pi, np.pi, 0])
+    layout.grounded[b, members] = True
+
+
+def _group_motion(
+    rng: np.random.Generator,
+    layout: _Layout,
+    lens: Lens,
+    width: int,
+    cameras: Floats,
+    options: SceneOptions,
+) -> tuple[Floats, Floats, Floats]:
+    """Return offsets (B, T, G, 3), rotations (B, T, G, 3, 3) and pivots (B, G, 3) of the motion groups."""
+    B, T = cameras.shape[:2]
+    shape = (B, _GROUPS)
+    first = np.stack([(layout.group == g).argmax(1) for g in range(_GROUPS)], 1)  # (B, G) a member
+    depth = np.take_along_axis(layout.depth, first, 1)
+    upright = np.take_along_axis(layout.grounded, first, 1)
+    pivot = np.take_along_axis(layout.centre, first[..., None], 1)
+    speed = log_uniform(rng, *options.mover_speed, shape) * width / lens.focal[:, None] * depth
+    heading = rng.normal(size=(*shape, 3))
+    heading[upright] *= [1, 0.02, 1]
+    heading /= np.linalg.norm(heading, axis=-1, keepdims=True)
+    pace = 1 + 0.3 * smooth_noise(rng, (B, T, _GROUPS, 1), 0.9)
+    step = heading[:, None] * speed[:, None, :, None] * pace
+    step += 0.15 * speed[:, None, :, None] * smooth_noise(rng, (B, T, _GROUPS, 3), 0.8)
+    step[:, 0] = 0
+    offset = step.cumsum(1)
+    offset -= np.take_along_axis(offset, rng.integers(0, T, (B, 1, _GROUPS, 1)), 1)
+    escorts = rng.random(shape) < 0.2  # keep pace with the camera, like the car ahead
+    travelled = cameras[:, :, :3, 3] - cameras[:, :1, :3, 3]
+    offset += escorts[:, None, :, None] * travelled[:, :, None]
+    rate = log_uniform(rng, 0.004, 0.2, shape)[..., None] * rng.normal(size=(*shape, 3))
+    rate[upright] *= [0.05, 1, 0.05]
+    rate *= (rng.random(shape) < 0.65)[..., None]
+    angle = rate[:, None] * np.arange(T)[None, :, None, None]
+    return offset, rotation_from_vector(angle), pivot
+
+
+def _animate(
+    rng: np.random.Generator,
+    layout: _Layout,
+    lens: Lens,
+    width: int,
+    cameras: Floats,
+    options: SceneOptions,
+) -> Floats:  # (B, T, P, 4, 4)
+    """Compose each solid's affine pose over time in the gravity frame."""
+    B, T = cameras.shape[:2]
+    offset, turn, pivot = _group_motion(rng, layout, lens, width, cameras, options)
+    omega = log_uniform(rng, 0.15, 0.9, (B, 1, 1))
+    wave = np.sin(omega * np.arange(T)[None, :, None] + layout.swing_phase[:, None])  # (B, T, P)
+    swing = rotation_from_vector(layout.swing[:, None] * wave[..., None])
+    size = layout.extents[:, None] * (1 + layout.breathe[:, None] * wave[..., None])
+    linear = swing @ layout.rotation[:, None]  # (B, T, P, 3, 3)
+    arm = np.einsum("bpij,bpj->bpi", layout.rotation, layout.extents * [0, 1, 0])
+    joint = layout.centre - arm  # the upper end
+    centre = joint[:, None] + np.einsum("btpij,bpj->btpi", swing, arm)
+    moving = layout.group >= 0
+    group = np.maximum(layout.group, 0)
+    rows = np.arange(B)[:, None]
+    R = turn.swapaxes(1, 2)[rows, group].swapaxes(1, 2)  # (B, T, P, 3, 3)
+    shift = offset.swapaxes(1, 2)[rows, group].swapaxes(1, 2)
+    around = pivot[rows, group][:, None]
+    moved = np.einsum("btpij,btpj->btpi", R, centre - around) + around + shift
+    pose = np.zeros((B, T, SLOTS, 4, 4))
+    is_moving = moving[:, None, :, None]
+    pose[..., :3, :3] = np.where(is_moving[..., None], R @ linear, layout.rotation[:, None])
+    pose[..., :3, :3] *= np.where(is_moving, size, layout.extents[:, None])[..., None, :]
+    pose[..., :3, 3] = np.where(is_moving, moved, layout.centre[:, None])
+    pose[..., 3, 3] = 1
+    return pose
+
+
+def _room(
+    rng: np.random.Generator,
+    cameras: Floats,
+    scale: Floats,
+    floor: Floats,
+    outdoors: npt.NDArray[np.bool_],
+) -> tuple[Floats, Floats]:
+    """Return the surrounding box: pose (B, 4, 4) and half sizes (B, 3); it contains the camera path."""
+    B = len(scale)
+    low = -np.stack([rng.uniform(2, 6, B), rng.uniform(0.8, 2.5, B), rng.uniform(1, 5, B)], -1)
+    high = np.stack([rng.uniform(2, 6, B), np.ones(B), rng.uniform(4, 13, B)], -1)
+    low, high = low * scale[:, None], high * scale[:, None]
+    far = rng.uniform(60, 250, (B, 1)) * scale[:, None]
+    low, high = np.where(outdoors[:, None], -far, low), np.where(outdoors[:, None], far, high)
+    yaw = rotation_from_vector(np.stack([0 * scale, rng.normal(0, 0.6, B), 0 * scale], -1))
+    path = np.einsum("bij,btj->bti", yaw.swapaxes(1, 2), cameras[:, :, :3, 3])
+    margin = 0.4 * scale[:, None]
+    low, high = np.minimum(low, path.min(1) - margin), np.maximum(high, path.max(1) + margin)
+    high[:, 1] = np.maximum(floor, path[..., 1].max(1) + 0.25 * scale)
+    pose = np.tile(np.eye(4), (B, 1, 1))
+    half = (high - low) / 2
+    pose[:, :3, :3] = yaw * half[:, None]
+    pose[:, :3, 3] = np.einsum("bij,bj->bi", yaw, (high + low) / 2)
+    return pose, half
+
+
+def _materials(
+    rng: np.random.Generator, extents: Floats, outdoors: npt.NDArray[np.bool_], tiles: int
+) -> Floats:  # (B, P + 1, 6, F)
+    B, P1 = extents.shape[:2]
+    shape = (B, P1, 6)
+    m = np.zeros((*shape, len(MATERIAL)))
+    column = {name: i for i, name in enumerate(MATERIAL)}
+    same = rng.random((B, P1, 1)) < 0.7  # most solids wear one texture all round
+
+    def per_face(values: Floats) -> Floats:
+        return np.where(same, values[..., :1], values)
+
+    radius = np.exp(np.log(extents).mean(-1))[..., None]
+    m[..., column["tile"]] = per_face(rng.integers(SKY_TILES, tiles, shape).astype(float))
+    m[..., column["density"]] = per_face(log_uniform(rng, 0.15, 0.9, shape)) / radius
+    m[..., column["u0"]], m[..., column["v0"]] = rng.random(shape), rng.random(shape)
+    m[..., column["detail_tile"]] = per_face(rng.integers(SKY_TILES, tiles, shape).astype(float))
+    m[..., column["detail_density"]] = m[..., column["density"]] * per_face(
+        log_uniform(rng, 3, 9, shape)
+    )
+    m[..., column["detail"]] = per_face(rng.choice([0.0, 0.25, 0.5], shape))
+    m[..., column["specular"]] = per_face(rng.choice([0.0, 0.1, 0.35], shape))
+    brightness = per_face(rng.uniform(0.75, 1.25, shape))
+    for c in "rgb":
+        m[..., column[f"gain_{c}"]] = brightness * per_face(rng.uniform(0.85, 1.15, shape))
+        m[..., column[f"bias_{c}"]] = per_face(rng.normal(0, 0.04, shape))
+    room = m[:, -1]
+    tile_m = log_uniform(rng, 0.8, 5.0, (B, 6)) * np.where(outdoors, 2.0, 1.0)[:, None]
+    room[..., column["density"]] = 1 / tile_m
+    room[..., column["detail_density"]] = log_uniform(rng, 3, 9, (B, 6)) / tile_m
+    sky = outdoors[:, None] & (np.arange(6) != FLOOR_FACE)
+    room[..., column["is_sky"]] = sky
+    sky_tile = np.broadcast_to(rng.integers(0, SKY_TILES, (B, 1)), (B, 6))
+    room[..., column["tile"]] = np.where(sky, sky_tile, room[..., column["tile"]])
+    room[..., column["density"]] = np.where(
+        sky, 0.5 / extents[:, -1, :1], room[..., column["density"]]
+    )
+    room[..., column["detail"]] = np.where(sky, 0, room[..., column["detail"]])
+    return m
+
+
+def sample_world(
+    rng: np.random.Generator, batch: int, frames: int, size: tuple[int, int], options: SceneOptions
+) -> World:
+    """Draw a batch of scenes."""
+    B, W = batch, size[1]
+    lens = sample_lens(rng, B, size, options.fov_deg)
+    weights = np.asarray(options.camera_weights) / np.sum(options.camera_weights)
+    styles = rng.choice(len(STYLES), B, p=weights)
+    outdoors = rng.random(B) < options.outdoor_share
+    scale = np.where(outdoors, log_uniform(rng, 1.0, 6.0, (B,)), log_uniform(rng, 0.6, 1.4, (B,)))
+    turn = log_uniform(rng, *options.camera_turn, (B,)) * W / lens.focal
+    typical = 4.0 * scale
+    move = log_uniform(rng, *options.camera_move, (B,)) * W / lens.focal * typical
+    tilt = np.tile(np.eye(4), (B, 1, 1))
+    tilt[:, :3, :3] = _tilt(rng, styles)
+    path = sample_trajectories(rng, styles, frames, turn, move, typical)
+    cameras = tilt[:, None] @ path
+    floor = rng.uniform(0.6, 1.8, B) * scale
+    layout = _place(rng, lens, size, cameras, scale, floor, options)
+    _form_groups(rng, layout, options)
+    for b in np.flatnonzero((layout.group == 0).any(1) & (rng.random(B) < options.figure_share)):
+        _add_figure(rng, layout, int(b))
+    solids = _animate(rng, layout, lens, W, cameras, options)
+    room, half = _room(rng, cameras, scale, floor, outdoors)
+    extents = np.concatenate([layout.extents, half[:, None]], 1)
+    room_over_time = np.broadcast_to(room[:, None, None], (B, frames, 1, 4, 4))
+    world_from_gravity = tilt.swapaxes(-1, -2)  # a rotation about the origin
+    light = np.stack(
+        [rng.normal(0, 0.7, B), -np.abs(rng.normal(1, 0.3, B)), rng.normal(-0.3, 0.7, B)], -1
+    )
+    light /= np.linalg.norm(light, axis=-1, keepdims=True)
+    R = world_from_gravity[:, :3, :3]
+    return World(
+        K=lens.K,
+        world_from_cam=path,
+        world_from_local=world_from_gravity[:, None, None] @ np.concatenate([solids, room_over_time], 2),
+        is_active=np.concatenate([layout.active, np.ones((B, 1), bool)], 1),
+        extents=extents,
+        materials=_materials(rng, extents, outdoors, options.tiles),
+        light=np.einsum("bij,bj->bi", R, light),
+        ambient=rng.uniform(0.35, 0.75, B),
+        down=R[:, :, 1],
+    )  # fmt: skip
