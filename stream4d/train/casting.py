@@ -37,12 +37,6 @@ class Solids:
     in_view: Tensor
     """(N, P + 1) bool on the CPU: False where the primitive is absent or surely outside the image."""
 
-    def at(self, frames: Tensor) -> Solids:  # (M,) int64
-        """Return the solids of some frames, with repetition."""
-        return Solids(
-            self.kinds, self.local_from_cam.index_select(0, frames), self.in_view[frames.cpu()]
-        )
-
 
 def _linear(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Evaluate ``row · (x, y, 1)`` for (n, 3) rows as a broadcast sum."""

@@ -77,6 +77,56 @@ def _apply(table: Tensor, row: Tensor, q: list[Tensor]) -> list[Tensor]:
     ]
 
 
+def _corners(values: Tensor, corner: Tensor, width: int) -> list[Tensor]:
+    """Return the values (N, H, W) at the pixel with this flat index, its right, lower and diagonal neighbour."""
+    flat = values.flatten()
+    return [flat.index_select(0, corner + step) for step in (0, 1, width, width + 1)]
+
+
+def _judge_by_neighbours(
+    maps: tuple[Tensor, Tensor],
+    target: Tensor,
+    slot: Tensor,
+    pixel: list[Tensor],
+    z: Tensor,
+    room: int,
+) -> tuple[Tensor, Tensor]:
+    """Return which points are surely seen and which are surely hidden, (M,) bool each.
+
+    Seen: the four pixels around the point show its own solid, and their inverse depth, linear across a plane,
+    agrees. Hidden: all four show one other solid, nearer; solids are convex, so that it covers the point too.
+    """
+    inverse_depth, slots = maps
+    H, W = slots.shape[1:]
+    u = pixel[0].clamp(0, W - 1.001).nan_to_num_(0)
+    v = pixel[1].clamp(0, H - 1.001).nan_to_num_(0)
+    left, top = u.long(), v.long()
+    corner = (target * H + top) * W + left
+    first, *others = _corners(slots, corner, W)
+    uniform = (first == others[0]) & (first == others[1]) & (first == others[2])
+    d00, d01, d10, d11 = _corners(inverse_depth, corner, W)
+    across = u.sub_(left)
+    here = torch.lerp(torch.lerp(d00, d01, across), torch.lerp(d10, d11, across), v.sub_(top))
+    own = first == slot
+    seen = uniform & own & (here.mul_(z).sub_(1).abs_() < 3 * _SAME_SURFACE)
+    farthest = torch.minimum(torch.minimum(d00, d01), torch.minimum(d10, d11))
+    hidden = uniform & ~own & (first != room) & (farthest.mul_(z) > 1 + _SAME_SURFACE)
+    return seen, hidden
+
+
+def _cast_to_points(K: Tensor, solids: Solids, frame: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Return the first depth (M,) along rays through single points; ``frame`` (M,) does not decrease."""
+    N = len(K)
+    count = torch.bincount(frame, minlength=N)
+    width = int(count.max())
+    place = torch.arange(len(frame), device=frame.device) - (count.cumsum(0) - count)[frame]
+    x, y = torch.zeros(2, N, 1, width, device=K.device)
+    x[frame, 0, place] = (u - K[frame, 0, 2]) / K[frame, 0, 0]
+    y[frame, 0, place] = (v - K[frame, 1, 2]) / K[frame, 1, 1]
+    depth, _ = cast(solids, x, y)
+    return depth[frame, 0, place]
+
+
 def _hidden(
     K: Tensor,
     solids: Solids,
@@ -88,43 +138,26 @@ def _hidden(
 ) -> Tensor:
     """Return whether points are invisible in their target frames.
 
-    Where all four pixels around a point show its own solid at its own inverse depth, it is seen. Everywhere
-    else a ray is cast to the very spot.
+    What the neighbouring pixels do not settle (about the outlines) is settled by a ray to the very spot.
 
     Args:
         K: (N, 3, 3) of all frames.
         solids: of all frames.
-        target: (M,) frame of each point.
+        target: (M,) frame of each point, not decreasing.
         slot: (M,) solid of each point.
         maps: inverse depth and slot of all frames, (N, H, W).
         pixel: u and v in the target frame, (M,) each.
         z: (M,) depth in the target frame.
     """
-    inverse_depth, slots = maps
-    H, W = slots.shape[1:]
+    H, W = maps[1].shape[1:]
     u, v = pixel
     inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5) & (z > 0)
-    u0 = u.clamp(0, W - 1.001).nan_to_num_(0)
-    v0 = v.clamp(0, H - 1.001).nan_to_num_(0)
-    left, top = u0.long(), v0.long()
-    corner = (target * H + top) * W + left
-    same = slots.flatten().index_select(0, corner) == slot
-    for step in (1, W, W + 1):
-        same &= slots.flatten().index_select(0, corner + step) == slot
-    flat = inverse_depth.flatten()
-    a, b = u0 - left, v0 - top
-    upper = torch.lerp(flat.index_select(0, corner), flat.index_select(0, corner + 1), a)
-    lower = torch.lerp(flat.index_select(0, corner + W), flat.index_select(0, corner + W + 1), a)
-    seen = same & ((torch.lerp(upper, lower, b) * z - 1).abs_() < 3 * _SAME_SURFACE)
-    unsure = (inside & ~seen).nonzero()[:, 0]
-    hidden = ~inside
+    seen, hidden = _judge_by_neighbours(maps, target, slot, pixel, z, len(solids.kinds) - 1)
+    hidden |= ~inside
+    unsure = (~(seen | hidden)).nonzero()[:, 0]
     if len(unsure):
-        frame = target[unsure]
-        k = look_up(K.flatten(1), frame)
-        x = (u[unsure] - k[2]) / k[0]
-        y = (v[unsure] - k[5]) / k[4]
-        first, _ = cast(solids.at(frame), x[:, None, None], y[:, None, None])
-        hidden[unsure] = first[:, 0, 0] < z[unsure] * (1 - _SAME_SURFACE)
+        first = _cast_to_points(K, solids, target[unsure], u[unsure], v[unsure])
+        hidden[unsure] = first < z[unsure] * (1 - _SAME_SURFACE)
     return hidden
 
 

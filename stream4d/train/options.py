@@ -34,7 +34,7 @@ class SceneOptions:
     tiles: int = 64
     """Textures in an atlas."""
     atlases: int = 4
-    """How many different atlases the seeds share; each takes a second to make and 20 MB."""
+    """How many different atlases the seeds share; each takes a second to make and 80 MB."""
     photo_dir: str | None = None
     """Folder of photos to cut textures from; None: procedural textures only."""
     photo_share: float = 0.6

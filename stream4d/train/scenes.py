@@ -11,6 +11,7 @@ masks follow from the geometry alone, never from the pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from stream4d.train.clip import ClipBatch, concatenate
 from stream4d.train.labels import Motion, follow
 from stream4d.train.options import SceneOptions
 from stream4d.train.shading import Surfaces, shade
-from stream4d.train.textures import Atlas, make_atlas
+from stream4d.train.textures import make_atlas
 from stream4d.train.worlds import KINDS, World, sample_world
 
 __all__ = ["ClipBatch", "SceneOptions", "concatenate", "render_clips"]
@@ -115,8 +116,11 @@ def _part(world: World, clips: slice) -> World:
     return World(**{name: getattr(world, name)[clips] for name in World.__slots__})
 
 
-def _atlas_of(seed: int, options: SceneOptions) -> Atlas:
-    return make_atlas(seed % options.atlases, options.tiles, options.photo_dir, options.photo_share)
+@lru_cache(maxsize=8)
+def _atlas_image(
+    index: int, tiles: int, photo_dir: str | None, share: float, device: torch.device
+) -> Tensor:
+    return make_atlas(index, tiles, photo_dir, share).image.to(device)
 
 
 @torch.no_grad()
@@ -147,11 +151,12 @@ def render_clips(
     options = options or SceneOptions()
     device = torch.device(device)
     world = sample_world(np.random.default_rng(seed), batch, frames, size, options)
-    atlas = _atlas_of(seed, options)
-    image = atlas.image.to(device).float() / 255
+    image = _atlas_image(
+        seed % options.atlases, options.tiles, options.photo_dir, options.photo_share, device
+    )
     step = 1 if device.type == "cpu" else max(1, _PIXELS_A_PASS // (frames * size[0] * size[1]))
     parts = [
-        _render(_part(world, slice(start, start + step)), image, atlas.tiles, size, device)
+        _render(_part(world, slice(start, start + step)), image, options.tiles, size, device)
         for start in range(0, batch, step)
     ]
     return concatenate(parts) if len(parts) > 1 else parts[0]

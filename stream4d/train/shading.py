@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stream4d.train.casting import CYLINDER, ELLIPSOID, Solids
 from stream4d.train.textures import TILE, sample_atlas
-from stream4d.train.worlds import MATERIAL, World
+from stream4d.train.worlds import KINDS, MATERIAL, World
 
 
 def look_up(table: Tensor, index: Tensor) -> list[Tensor]:
@@ -84,8 +84,6 @@ def shade(
     device = atlas.device
     B, T = world.world_from_cam.shape[:2]
     P1 = world.extents.shape[1]
-    from stream4d.train.worlds import KINDS
-
     face, normal = _face_and_normal(surfaces, KINDS)
     per_clip = len(surfaces.row) // B
     clip = torch.arange(B, device=device).repeat_interleave(per_clip)
@@ -94,7 +92,7 @@ def shade(
     table = torch.from_numpy(world.materials).float().to(device).flatten(0, 2)
     m = dict(zip(MATERIAL, look_up(table, solid * 6 + face), strict=True))
     metric = [q * half for q, half in zip(surfaces.q, h, strict=True)]
-    axis = torch.div(face, 2, rounding_mode="floor")
+    axis = face >> 1
     u = torch.where(axis == 0, metric[2], metric[0])
     v = torch.where(axis == 1, metric[2], metric[1])
     x, y = surfaces.ray
@@ -126,7 +124,7 @@ def _light(
     device = rgb.device
     R = torch.from_numpy(world.world_from_cam[..., :3, :3]).float()
     light = torch.einsum("btji,bj->bti", R, torch.from_numpy(world.light).float()).to(device)
-    frame = torch.div(surfaces.row, world.extents.shape[1], rounding_mode="floor")
+    frame = torch.arange(B * T, device=device).repeat_interleave(len(surfaces.row) // (B * T))
     l0, l1, l2 = look_up(light.flatten(0, 1), frame)
     ambient = torch.from_numpy(world.ambient).float().to(device).index_select(0, clip)
     cosine = normal[0] * l0 + normal[1] * l1 + normal[2] * l2

@@ -261,7 +261,7 @@ class Atlas:
     """Tiles and their mip levels in one image."""
 
     image: Tensor
-    """(3, H, W) uint8."""
+    """(3, H, W) float32 in [0, 1]."""
     tiles: int
     """How many tiles there are."""
 
@@ -284,10 +284,10 @@ def build_atlas(images: Tensor) -> Atlas:  # (N, 3, TILE, TILE) in [0, 1]
     x1, _, edge1 = places[1]
     width, height = x1 + columns * (edge1 + 2), columns * (TILE + 2)
     height = max(height, places[-1][1] + columns * (places[-1][2] + 2))
-    atlas = torch.zeros(3, height, width, dtype=torch.uint8)
+    atlas = torch.zeros(3, height, width)
     for level, (x0, y0, edge) in enumerate(places):
         small = F.avg_pool2d(images, 1 << level) if level else images
-        tiles = (F.pad(small, (1, 1, 1, 1), mode="circular") * 255).round().to(torch.uint8)
+        tiles = F.pad(small, (1, 1, 1, 1), mode="circular")
         for index, tile in enumerate(tiles):
             y, x = y0 + index // columns * (edge + 2), x0 + index % columns * (edge + 2)
             atlas[:, y : y + edge + 2, x : x + edge + 2] = tile
@@ -325,9 +325,9 @@ def sample_atlas(
     table = torch.tensor(places, dtype=torch.float32, device=image.device)
     height, width = image.shape[1:]
     u, v = u - u.floor(), v - v.floor()
-    row = torch.div(tile, columns, rounding_mode="floor")
-    column = (tile - row * columns).float()
-    row = row.float()
+    order = torch.arange(tiles, device=image.device)
+    row = (order // columns).float().index_select(0, tile)
+    column = (order % columns).float().index_select(0, tile)
     level = level.clamp(0, LEVELS - 1.001)
     fine = level.long()
 
