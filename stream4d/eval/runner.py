@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class Results:
     ) -> None:
         self.model = model
         self.calibrated = calibrated
-        self.run = {
+        self.run: dict[str, Any] = {
             "format": FORMAT,
             "version": __version__,
             "code": code_digest(),
@@ -89,6 +90,11 @@ class Results:
         self.rows[row["name"]] = row
         self.details[row["name"]] = details
         self.write()
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Order rows as ``names`` and drop others (a resumed file may hold more)."""
+        self.rows = {name: self.rows[name] for name in names}
+        self.details = {name: self.details[name] for name in names}
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the JSON file holds; numbers that are not finite become null."""
@@ -189,7 +195,7 @@ def run_jobs(
             trajectory_file=None if file is None else str(file),
         )
         row, details = run_worker(
-            spec, expected=job.frames, timeout_s=timeout_s, on_frame=lambda: on_frame(spec.name)
+            spec, expected=job.frames, timeout_s=timeout_s, on_frame=partial(on_frame, job.name)
         )
         results.add(row, details)
 

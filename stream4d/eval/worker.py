@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from stream4d import config as settings
 from stream4d.config import RunConfig
-from stream4d.errors import EvaluationError, Stream4DError
+from stream4d.errors import Stream4DError
 from stream4d.packets import PosedFrame, PoseRevision, State
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MIN_FRAMES_SHARE = 0.9
 """A run that gives a smaller share of the frames has failed."""
+
+NO_CAMERA = "no true camera is known: ran uncalibrated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ def _with_camera(config: RunConfig, sequence: EvalSequence, calibrated: bool) ->
         return config
     camera = sequence.camera
     if camera is None:
-        raise EvaluationError(f"{sequence.name} has no camera: run it without --calibrated")
+        return config
     K = camera.K
     reader = dataclasses.replace(
         config.reader,
@@ -125,6 +127,8 @@ def _evaluate_video(
     row["latency_s"] = None if timing.first_s is None else ready - started + timing.first_s
     details["startup_s"] = ready - started
     details["frames_expected"] = _expected_frames(sequence, config)
+    if spec.calibrated and sequence.camera is None:
+        row["reason"] = NO_CAMERA
     if row["frames"] < MIN_FRAMES_SHARE * details["frames_expected"]:
         row["status"] = "failed"
         row["reason"] = f"only {row['frames']} of {details['frames_expected']} frames"

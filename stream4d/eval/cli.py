@@ -1,0 +1,190 @@
+"""``stream4d eval``: measure a model on sequences with ground truth."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stream4d import config as settings
+from stream4d import logs
+from stream4d.config import RunConfig
+from stream4d.errors import EvaluationError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from stream4d.eval.runner import Job
+    from stream4d.eval.sequence import EvalSequence
+
+EXAMPLES = """\
+examples:
+  stream4d eval clips/tum_fr1_xyz clips/davis_dog              a table, uncalibrated
+  stream4d eval clips/* --calibrated --json out.json --resume  with the true cameras; goes on where it stopped
+  stream4d eval --dataset sintel --root MPI-Sintel --html sintel.html --plot plots/
+"""
+DEFAULT_TIMEOUT_S = 1800.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what to measure, with which model, and where results go."""
+    parser.add_argument(
+        "sequences", nargs="*", type=Path, metavar="SEQ_DIR", help="folders in stream4d's layout"
+    )
+    group = parser.add_argument_group("benchmarks")
+    group.add_argument(
+        "--dataset", metavar="NAME", help="a published benchmark (--list names them)"
+    )
+    group.add_argument("--root", type=Path, metavar="DIR", help="its folder, as published")
+    group.add_argument("--list", action="store_true", help="list the benchmarks and stop")
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default="", metavar="NAME", help="model [the default model]")
+    group.add_argument("--weights", metavar="FILE|HUB_ID", help="checkpoint [the shipped one]")
+    group.add_argument("--device", metavar="NAME", help="auto, cpu, cuda … [auto]")
+    group.add_argument("--calibrated", action="store_true", help="give the true camera to the run")
+    group.add_argument("--resolution", type=int, metavar="PX", help="long side of the frames [384]")
+    group.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings")
+    group.add_argument(
+        "--max-frames", type=int, metavar="N", help="stop each sequence after N frames"
+    )
+
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write figures as JSON")
+    group.add_argument("--plot", type=Path, metavar="DIR", help="write pictures and trajectories")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    group.add_argument("--resume", action="store_true", help="keep finished sequences of --json")
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="S",
+        help=f"a sequence that takes longer has failed [{DEFAULT_TIMEOUT_S:g}]",
+    )
+    group.add_argument("-v", "--verbose", action="count", default=0, help="more log lines")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table, write what was asked for. 1 where every sequence failed, otherwise 0."""
+    _require_packages()
+    if args.list:
+        return _list_benchmarks()
+    from stream4d.eval.report import text_table
+    from stream4d.eval.runner import Results, run_jobs
+
+    config = _config(args)
+    jobs = find_jobs(args.sequences, args.dataset, args.root, args.max_frames)
+    results = Results(
+        config.model.name, calibrated=args.calibrated, config=settings.dump(config), path=args.json
+    )
+    if args.resume:
+        if args.json is None:
+            raise EvaluationError(
+                "--resume needs --json FILE: that is where finished rows are kept"
+            )
+        results.resume()
+    if args.plot:
+        args.plot.mkdir(parents=True, exist_ok=True)
+    total = sum(job.frames for job in jobs)
+    with logs.Progress(total, quiet=args.quiet) as progress:
+        run_jobs(
+            jobs, results, timeout_s=args.timeout, trajectories=args.plot, on_frame=progress.advance
+        )
+    results.keep([job.name for job in jobs])
+    results.write()
+    _write_reports(args, results.as_dict())
+    logs.show(text_table(results.as_dict()))
+    return int(all(row["status"] != "ok" for row in results.rows.values()))
+
+
+def find_jobs(
+    folders: list[Path], dataset: str | None, root: Path | None, max_frames: int | None
+) -> list[Job]:
+    """List what is to be measured.
+
+    Raises:
+        EvaluationError: nothing to do, two sequences of one name, or a folder or benchmark that cannot be read.
+    """
+    from stream4d.eval.protocols import load_dataset
+    from stream4d.eval.runner import Job
+    from stream4d.eval.sequence import load_folder
+
+    if (dataset is None) != (root is None):
+        raise EvaluationError(
+            "--dataset and --root belong together: NAME and the folder of the data"
+        )
+    if not folders and dataset is None:
+        raise EvaluationError("nothing to measure: give sequence folders, or --dataset and --root")
+    found: list[tuple[EvalSequence, str | None, Path]]
+    found = [(load_folder(folder), None, folder) for folder in folders]
+    if dataset is not None and root is not None:
+        found += [(sequence, dataset, root) for sequence in load_dataset(dataset, root)]
+    jobs = []
+    for sequence, name, place in found:
+        count = (
+            sequence.frame_count if max_frames is None else min(max_frames, sequence.frame_count)
+        )
+        jobs.append(Job(name=sequence.name, dataset=name, root=place.resolve(), frames=count))
+    names = [job.name for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise EvaluationError(f"more than one sequence is called {', '.join(twice)}")
+    return jobs
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    config = settings.load(args.config) if args.config else RunConfig()
+    model = {
+        key: value
+        for key, value in (("name", args.model), ("weights", args.weights), ("device", args.device))
+        if value
+    }
+    reader = {
+        key: value
+        for key, value in (("resolution", args.resolution), ("max_frames", args.max_frames))
+        if value is not None
+    }
+    config = settings.merge(config, {"model": model, "reader": reader}, where="options")
+    from stream4d.models.registry import model_card
+
+    model_card(config.model.name)  # an unknown model fails here, once, and not in every sequence
+    return config
+
+
+def _write_reports(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    if args.plot:
+        from stream4d.eval.plots import write_plots
+
+        write_plots(results, args.plot)
+    if args.html:
+        from stream4d.eval.html import html_page
+
+        args.html.parent.mkdir(parents=True, exist_ok=True)
+        args.html.write_text(html_page(results, _command(args)), encoding="utf-8")
+
+
+def _command(args: argparse.Namespace) -> str:
+    words = ["stream4d", "eval", *(str(folder) for folder in args.sequences)]
+    for flag, value in (
+        ("--dataset", args.dataset),
+        ("--root", args.root),
+        ("--model", args.model),
+    ):
+        words += [flag, str(value)] if value else []
+    return shlex.join(words + (["--calibrated"] if args.calibrated else []))
+
+
+def _list_benchmarks() -> int:
+    from stream4d.eval.protocols import PROTOCOLS
+
+    for name, protocol in PROTOCOLS.items():
+        logs.show(f"{name:<15} {protocol.summary}")
+    return 0
+
+
+def _require_packages() -> None:
+    import importlib.util
+
+    for package in ("evo", "scipy", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, needed_for="stream4d eval", extra="eval")
