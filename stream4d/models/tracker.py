@@ -210,7 +210,7 @@ class TrackHead(nn.Module):
         """Extract the feature maps of all frames."""
         B, T = tokens[0].shape[:2]
         x = self.feature_extractor([t.flatten(0, 1) for t in tokens], grid, image_size)
-        x = self.feature_extractor.scratch.output_conv1(x)
+        x = self.feature_extractor.scratch.get_submodule("output_conv1")(x)
         x = resize_bilinear(x, (image_size[0] // self.stride, image_size[1] // self.stride))
         return x.unflatten(0, (B, T))
 

@@ -206,9 +206,9 @@ class DenseHead(Dpt):
     def forward(
         self, tokens: Sequence[Tensor], grid: tuple[int, int], image_size: tuple[int, int]
     ) -> Tensor:  # 4 × (B, N, C) -> (B, channels, H, W), not activated
-        x = self.scratch.output_conv1(super().forward(tokens, grid, image_size))
+        x = self.scratch.get_submodule("output_conv1")(super().forward(tokens, grid, image_size))
         x = resize_bilinear(x, image_size)
-        return self.scratch.output_conv2(x + uv_map(x, image_size))
+        return self.scratch.get_submodule("output_conv2")(x + uv_map(x, image_size))
 
 
 class VggtNet(nn.Module):
