@@ -138,7 +138,7 @@ class StaticCloud:
             raise ValueError("StaticCloud.voxel must be set before points are added")
         rebuilt = False
         keys, first = np.unique(self._keys(points), return_index=True)
-        while len(keys) > self._room and not self._forget_unconfirmed(
+        while not self._has_room(keys) and not self._forget_unconfirmed(
             older_than=frame_index - 30, need=len(keys)
         ):
             self._coarsen()
@@ -147,9 +147,9 @@ class StaticCloud:
         self._insert(keys, points[first], rgb[first], frame_index)
         return rebuilt
 
-    @property
-    def _room(self) -> int:
-        return len(self._points) - self._count
+    def _has_room(self, keys: Array) -> bool:
+        room = len(self._points) - self._count
+        return len(keys) <= room or int((self._slot_of.find(keys) < 0).sum()) <= room
 
     def revise(
         self, revision: PoseRevision, old_world_from_cam: Array
