@@ -1,0 +1,402 @@
+"""The pose chain: predictions in, posed frames out, a few frames later.
+
+Each frame is followed by flow, its patches aligned against their keyframes, its pose fitted to the map. Now and then
+a frame becomes a keyframe; the window of keyframes is then adjusted as a whole. Frames leave after ``lag`` frames,
+with a pose fitted once more to the adjusted map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from stream4d.config import ChainConfig
+from stream4d.geometry import camera
+from stream4d.packets import Array, Frame, PosedFrame, PoseRevision, Prediction, VideoInfo, Window
+from stream4d.pose import dense, keyframes, patches, refine, start, track
+from stream4d.pose.map import LocalMap
+from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
+
+MAX_HELD = 40
+"""Frames held back while nothing has moved enough to start; then they leave with rotation only."""
+START_PARALLAX = 0.015
+"""Median flow left after rotation, over the long side, at which a start is tried."""
+START_QUALITY = 6.0
+LOST_AFTER = 12
+"""Frames without a measured pose after which a new segment begins."""
+
+
+class PoseChain:
+    """Poses, depth and motion of one video, frame by frame, in bounded memory."""
+
+    def __init__(self, config: ChainConfig, info: VideoInfo) -> None:
+        self._config = config
+        self._size = max(info.height, info.width)
+        self._shape = (info.height, info.width)
+        self._slots = 2 * config.keyframes
+        self._per_frame = 2 * config.patches
+        self._map: LocalMap | None = None
+        self._records: list[Record] = []
+        self._started = False
+        self._focal_known = False
+        self._focal_info = 0.0
+        self._segment = 0
+        self._lost = 0
+        self._velocity = np.eye(4)
+        self._revisions: list[PoseRevision] = []
+
+    # -- the interface -------------------------------------------------------------------------------------
+
+    def extend(self, window: Window, prediction: Prediction) -> Iterator[PosedFrame]:
+        """Place the window's new frames; yields the frames that are ready to leave."""
+        for k in range(window.overlap, len(window.frames)):
+            self._step(window.frames[k], _slice(prediction, k))
+            yield from self._emit(self._ready())
+
+    def finish(self) -> Iterator[PosedFrame]:
+        """Yield all frames still held."""
+        yield from self._emit(len(self._records))
+
+    def revisions(self) -> list[PoseRevision]:
+        """Return and forget the corrections of frames that have already left."""
+        out, self._revisions = self._revisions, []
+        return out
+
+    # -- one frame -----------------------------------------------------------------------------------------
+
+    def _step(self, frame: Frame, new: dense.Maps) -> None:
+        pyramid = patches.pyramid(frame.rgb)
+        if self._map is None:
+            self._map = self._new_map(frame)
+        record = Record.of(frame, pyramid, self._map)
+        previous = self._records[-1] if self._records else None
+        record.take(new, previous)
+        if previous is None or self._map.newest < 0 or self._map.frame_index.max() < 0:
+            self._anchor(record, np.eye(3, 4))
+        else:
+            self._follow(record, previous)
+            if self._started:
+                self._track(record, previous)
+            else:
+                self._try_start(record)
+        self._records.append(record)
+
+    def _new_map(self, frame: Frame) -> LocalMap:
+        H, W = frame.rgb.shape[:2]
+        self._focal_known = frame.K is not None
+        K = frame.K if frame.K is not None else camera.centred_K(camera.default_focal(W, H), W, H)
+        return LocalMap(H, W, self._slots, self._per_frame, np.array(K, np.float64))
+
+    def _follow(self, record: Record, previous: Record) -> None:
+        """Carry the previous frame's tracks into this one by flow."""
+        assert self._map is not None
+        if record.flow_here is None:
+            record.uv, record.var = (
+                previous.uv.copy(),
+                np.where(np.isfinite(previous.var), patches.CHAINED_MAX_VAR, np.inf),
+            )
+        else:
+            record.uv, record.var = patches.follow_flow(
+                previous.uv, previous.var, record.flow_here, record.sigma_here
+            )
+        record.var[self._map.host < 0] = np.inf
+
+    # -- starting ------------------------------------------------------------------------------------------
+
+    def _anchor(self, record: Record, pose: Array) -> None:
+        """Begin (again) from this frame: it becomes the only keyframe, its patches at infinity."""
+        assert self._map is not None
+        for slot in self._map.order:
+            self._map.drop(int(slot))
+        for held in self._records:
+            held.var[:] = np.inf
+        n = self._map.per_frame
+        self._map.add_keyframe(
+            0,
+            record.index,
+            pose,
+            record.pyramid,
+            np.zeros_like(record.uv),
+            np.full(len(record.var), np.inf),
+        )
+        uv = patches.choose(
+            record.pyramid[0], n, avoid=np.zeros((0, 2)), allowed=None, spacing=self._size / 60
+        )
+        rows = self._map.add_patches(0, uv, np.ones(len(uv)), np.full(len(uv), 1e-6))
+        record.uv[rows], record.var[:] = uv, np.inf
+        record.var[rows] = patches.ALIGN_FLOOR_VAR
+        record.set_pose(pose, self._map, tracked=True)
+        record.keyframe = True
+
+    def _try_start(self, record: Record) -> None:
+        """Follow the anchor's patches; start the map once they show enough parallax."""
+        local_map = self._map
+        assert local_map is not None
+        anchor = local_map.poses[0]
+        last = self._records[-1].pose
+        uv, var, found = patches.align(local_map, record.pyramid, last, record.uv, record.var)
+        record.uv, record.var = uv, np.where(found, var, record.var)
+        rows = np.flatnonzero(np.isfinite(record.var))
+        total = int((local_map.host >= 0).sum())
+        relative_start = track.relative_pose(last, anchor)
+        rotation, residual = track.rotation_between(
+            local_map.cam, local_map.rays[rows], record.uv[rows], record.var[rows], relative_start
+        )
+        pose = rotation @ np.vstack([anchor, [0, 0, 0, 1]])
+        pose[:, 3] = -pose[:, :3] @ (-anchor[:, :3].T @ anchor[:, 3])
+        record.set_pose(pose, local_map, tracked=len(rows) >= 8)
+        if len(rows) < 0.4 * total or len(rows) < start.MIN_TRACKS:
+            self._anchor(record, pose)
+            return
+        parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
+        if parallax > START_PARALLAX * self._size:
+            self._start(record)
+
+    def _start(self, record: Record) -> None:
+        local_map = self._map
+        assert local_map is not None
+        first = int(local_map.frame_index[0])
+        held = [r for r in self._records if r.index > first] + [record]
+        picks = np.unique(np.linspace(0, len(held) - 1, 6).round().astype(int))
+        chosen = [held[i] for i in picks]
+        rows = np.flatnonzero(local_map.host == 0)
+        begun = start.start_map(
+            local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
+            np.stack([r.var[rows] for r in chosen]), size=self._size, focal_known=self._focal_known,
+        )  # fmt: skip
+        if begun is None or begun.quality < START_QUALITY:
+            return
+        if not self._focal_known:
+            local_map.set_focal(begun.focal / local_map.K[0, 0])
+            self._focal_info = begun.focal_information
+        anchor = np.vstack([local_map.poses[0], [0, 0, 0, 1]])
+        local_map.rho[rows], local_map.rho_info[rows] = begun.rho, begun.rho_info
+        local_map.prior[rows], local_map.prior_info[rows] = begun.rho, 1e-6
+        local_map.drop_patches(rows[~begun.inlier])
+        for k, r in enumerate(chosen):
+            r.set_pose(begun.poses[k + 1] @ anchor, local_map, tracked=True)
+            slot = k + 1
+            r.keyframe = True
+            local_map.add_keyframe(slot, r.index, r.pose, r.pyramid, r.uv, r.var)
+        self._started, self._lost = True, 0
+        for r in held:
+            if not r.keyframe:
+                self._fit(r, r.pose, track.COLD)
+        self._fill(record)
+        self._velocity = np.eye(4)
+
+    # -- tracking ------------------------------------------------------------------------------------------
+
+    def _fit(self, record: Record, pose: Array, schedule: Array) -> track.Fit:
+        assert self._map is not None
+        rows = np.flatnonzero(np.isfinite(record.var) & (self._map.host >= 0))
+        fit = track.fit_pose(
+            self._map, rows, record.uv[rows], record.var[rows], pose, schedule=schedule
+        )
+        record.rows, record.errors = rows, fit.errors
+        record.set_pose(fit.pose, self._map, tracked=True)
+        record.information = fit.information
+        return fit
+
+    def _track(self, record: Record, previous: Record) -> None:
+        local_map = self._map
+        assert local_map is not None
+        predicted = (self._velocity @ np.vstack([previous.pose, [0, 0, 0, 1]]))[:3]
+        fit = self._fit(record, predicted, track.COLD)
+        uv, var, found = patches.align(local_map, record.pyramid, fit.pose, record.uv, record.var)
+        record.uv, record.var = uv, np.where(found, var, record.var)
+        fit = self._fit(record, fit.pose, track.COLD)
+        if fit.inliers.sum() < 0.5 * len(record.rows):
+            fresh = track.fit_pose_from_nothing(
+                local_map, record.rows, record.uv[record.rows], record.var[record.rows]
+            )
+            if fresh is not None and fresh.inliers.sum() > 1.2 * fit.inliers.sum():
+                fit = self._fit(record, fresh.pose, track.WARM)
+        self._look_again(record)
+        fit = self._fit(record, fit.pose, track.WARM)
+        inliers = fit.inliers
+        if inliers.sum() < 12:
+            self._lose(record, predicted)
+            return
+        self._lost = 0
+        outliers = record.rows[~inliers]
+        record.var[outliers] = np.inf
+        local_map.misses[record.rows] = np.maximum(local_map.misses[record.rows] - 0.25, 0)
+        local_map.misses[outliers] += 1
+        before = np.vstack([previous.pose, [0, 0, 0, 1]])
+        self._velocity = np.vstack([record.pose, [0, 0, 0, 1]]) @ np.linalg.inv(before)
+        self._mature(record)
+        if keyframes.is_needed(local_map, record, self._size):
+            self._make_keyframe(record)
+
+    def _look_again(self, record: Record) -> None:
+        """Search for patches that flow did not bring: project them, align, keep what looks right."""
+        local_map = self._map
+        assert local_map is not None
+        rows = np.flatnonzero((local_map.host >= 0) & ~np.isfinite(record.var))
+        rows = rows[local_map.rho_info[rows] * local_map.rho[rows] ** 2 > 100.0]
+        uv, z = track.project_rows(local_map, rows, record.pose)
+        H, W = self._shape
+        rows, uv = rows[ok := camera.inside(uv, H, W, 8.0) & (z > 0)], uv[ok]
+        want = np.full(len(record.var), np.inf)
+        want[rows] = 1.0
+        everything = record.uv.copy()
+        everything[rows] = uv
+        found_uv, found_var, found = patches.align(
+            local_map, record.pyramid, record.pose, everything, want, min_correlation=0.85
+        )
+        record.uv[found] = found_uv[found]
+        record.var[found] = found_var[found]
+
+    def _lose(self, record: Record, predicted: Array) -> None:
+        local_map = self._map
+        assert local_map is not None
+        self._lost += 1
+        record.set_pose(predicted, local_map, tracked=False)
+        self._velocity = np.eye(4)
+        if self._lost > LOST_AFTER:
+            self._segment += 1
+            self._started = False
+            record.segment = self._segment
+            self._anchor(record, record.pose)
+
+    def _mature(self, record: Record) -> None:
+        """Sharpen the depths of patches from all that has been seen of them, poses held."""
+        local_map = self._map
+        assert local_map is not None
+        newest = local_map.newest
+        since = [r for r in self._records if r.index > local_map.frame_index[newest]] + [record]
+        young = np.flatnonzero(local_map.host == newest)
+        F = local_map.slots
+        poses = np.concatenate([local_map.poses, np.stack([r.pose for r in since])])
+        seen = np.concatenate([local_map.var[:, young], np.stack([r.var[young] for r in since])])
+        where = np.concatenate([local_map.uv[:, young], np.stack([r.uv[young] for r in since])])
+        seen[F:][:, local_map.host[young] < 0] = np.inf
+        patch, frame = np.nonzero(np.isfinite(seen).T)
+        from stream4d.pose import _kernels
+
+        rho, info = local_map.rho[young], local_map.rho_info[young]
+        _kernels.refine_depths(
+            local_map.cam, local_map.rays[young], local_map.host[young], poses, patch, frame,
+            where[frame, patch], seen[frame, patch], rho, info, local_map.prior[young], local_map.prior_info[young],
+        )  # fmt: skip
+        local_map.rho[young], local_map.rho_info[young] = rho, info
+
+    # -- keyframes -----------------------------------------------------------------------------------------
+
+    def _make_keyframe(self, record: Record) -> None:
+        local_map = self._map
+        assert local_map is not None
+        slot = self._free_slot()
+        record.keyframe = True
+        local_map.add_keyframe(
+            slot, record.index, record.pose, record.pyramid, record.uv, record.var
+        )
+        local_map.drop_patches(local_map.misses > 3)
+        record.var[local_map.host < 0] = np.inf
+        self._fill(record)
+        self._adjust()
+        record.set_pose(local_map.poses[slot], local_map, tracked=True)
+
+    def _free_slot(self) -> int:
+        local_map = self._map
+        assert local_map is not None
+        free = np.flatnonzero(local_map.frame_index < 0)
+        if len(free):
+            return int(free[0])
+        oldest = int(local_map.order[0])
+        local_map.drop(oldest)
+        for r in self._records:
+            r.var[local_map.rows(oldest)] = np.inf
+        return oldest
+
+    def _fill(self, record: Record) -> None:
+        """Host new patches in the newest keyframe where the image has none, at their neighbours' depth."""
+        local_map = self._map
+        assert local_map is not None
+        slot = local_map.slot_of(record.index)
+        seen = np.flatnonzero(np.isfinite(record.var))
+        uv = patches.choose(
+            record.pyramid[0], self._config.patches, avoid=record.uv[seen],
+            allowed=record.usable(), spacing=self._size / 40,
+        )  # fmt: skip
+        rho, info = keyframes.inherit_depth(local_map, record, seen, uv)
+        rows = local_map.add_patches(slot, uv, rho, info)
+        record.uv[rows] = uv[: len(rows)]
+        record.var[rows] = patches.ALIGN_FLOOR_VAR
+
+    def _adjust(self) -> None:
+        local_map = self._map
+        assert local_map is not None
+        order = local_map.order
+        free = order[-self._config.keyframes :]
+        if len(free) == len(order):
+            free = free[1:]
+        obs = refine.map_observations(local_map)
+        rows = np.unique(obs.patch)
+        compacted = refine.Observations(refine.compact(rows, obs.patch), obs.frame, obs.uv, obs.var)
+        cam, rays = local_map.cam, local_map.rays[rows]
+        rho, info = local_map.rho[rows], np.zeros(len(rows))
+        focal_info = np.inf
+        if not self._focal_known and self._config.refine_focal:
+            focal_info = max(self._focal_info, 1.0)
+        result = refine.adjust(
+            cam, rays, local_map.host[rows], local_map.poses, free, rho, local_map.prior[rows],
+            local_map.prior_info[rows], compacted, iterations=5, focal_info=focal_info, rho_info=info,
+        )  # fmt: skip
+        if np.isfinite(focal_info):
+            local_map.set_focal(result.focal_scale)
+            # window after window sees the same scene: its information is counted once, not summed
+            self._focal_info = max(self._focal_info, 0.5 * result.focal_information)
+        local_map.rho[rows], local_map.rho_info[rows] = rho, info
+
+    # -- leaving -------------------------------------------------------------------------------------------
+
+    def _ready(self) -> int:
+        if self._started:
+            return max(len(self._records) - self._config.lag, 0)
+        return max(len(self._records) - MAX_HELD, 0)
+
+    def _emit(self, count: int) -> Iterable[PosedFrame]:
+        for _ in range(count):
+            yield self._finalise(
+                self._records[0], self._records[1] if len(self._records) > 1 else None
+            )
+            self._records.pop(0)
+
+    def _finalise(self, record: Record, following: Record | None) -> PosedFrame:
+        local_map = self._map
+        assert local_map is not None
+        pose = relative(record, local_map)
+        if self._started and not record.keyframe and record.is_tracked:
+            rows = np.flatnonzero(np.isfinite(record.var) & (local_map.host >= 0))
+            if len(rows) >= 12:
+                fit = track.fit_pose(
+                    local_map, rows, record.uv[rows], record.var[rows], pose, schedule=track.WARM
+                )
+                pose = fit.pose
+        H, W = self._shape
+        maps = dense.sparse_depth(local_map, record, pose, self._started)
+        covariance = FLOATING if not record.is_tracked else 1e-4 * np.eye(6)
+        return PosedFrame(
+            index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
+            K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose), pose_covariance=covariance,
+            depth=maps[0], confidence=maps[1], motion_prob=np.zeros((H, W), np.float32),
+            flow=following.flow_here if following is not None else None,
+            flow_uncertainty=following.sigma_here if following is not None else None,
+            is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
+        )  # fmt: skip
+
+
+def _slice(prediction: Prediction, k: int) -> dense.Maps:
+    """Take what a window's prediction says of its k-th frame (flow is that from the frame before)."""
+
+    def at(array: Array | None, i: int) -> Array | None:
+        return None if array is None or i < 0 else array[i]
+
+    return dense.Maps(
+        flow=at(prediction.flow, k - 1), flow_backward=at(prediction.flow_backward, k - 1),
+        sigma=at(prediction.flow_uncertainty, k - 1), motion=at(prediction.motion_prob, k),
+        depth=at(prediction.depth, k),
+    )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Choosing patches in a keyframe and finding them again in a frame."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from stream4d.geometry.flow import sample
+from stream4d.packets import Array
+from stream4d.pose import _kernels
+from stream4d.pose.map import LEVELS, LocalMap
+
+MIN_CORRELATION = 0.75
+"""Below this an alignment found something else."""
+ALIGN_FLOOR_VAR = 0.1**2
+"""px²: what the fixed window's model error leaves even where there is no image noise."""
+FLOW_FLOOR_VAR = 0.15**2
+"""px²: reading the flow between pixels errs by this even where the flow is exact."""
+CHAINED_MAX_VAR = 3.0**2
+"""px²: a position chained through flow alone is given up beyond this."""
+
+
+def pyramid(rgb: Array) -> tuple[Array, ...]:
+    """Return grey levels at full, half and quarter size, lightly smoothed so that gradients mean something."""
+    grey = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (3, 3), 0.7)
+    levels = [np.asarray(grey)]
+    for _ in range(LEVELS - 1):
+        levels.append(np.asarray(cv2.pyrDown(levels[-1])))
+    return tuple(levels)
+
+
+def choose(
+    grey: Array,  # (H, W) uint8
+    n: int,
+    *,
+    avoid: Array,  # (M, 2) positions already taken
+    allowed: Array | None,  # (H, W) bool
+    spacing: float,
+) -> Array:  # (n', 2) float64
+    """Pick up to ``n`` textured pixels, spread over the image (best of each cell first), sub-pixel exact."""
+    H, W = grey.shape
+    mask = np.zeros((H, W), np.uint8)
+    margin = _kernels.HALF + 3
+    mask[margin : H - margin, margin : W - margin] = 255
+    if allowed is not None:
+        mask[~allowed] = 0
+    for u, v in np.rint(avoid).astype(int):
+        cv2.circle(mask, (int(u), int(v)), int(spacing), 0, -1)
+    if n <= 0 or not mask.any():
+        return np.zeros((0, 2))
+    response = cv2.cornerMinEigenVal(grey, 7)
+    response[mask == 0] = 0
+    return _best_of_cells(response, n, spacing)
+
+
+def _best_of_cells(response: Array, n: int, spacing: float) -> Array:
+    """Take the strongest pixel of each grid cell; refuse those far weaker than the image's own level."""
+    H, W = response.shape
+    size = max(int(np.sqrt(H * W / max(n, 1) / 1.3)), int(spacing), 4)
+    rows, cols = -(-H // size), -(-W // size)
+    padded = np.zeros((rows * size, cols * size), response.dtype)
+    padded[:H, :W] = response
+    cells = padded.reshape(rows, size, cols, size).transpose(0, 2, 1, 3).reshape(-1, size * size)
+    best = np.argmax(cells, axis=1)
+    strength = cells[np.arange(len(cells)), best]
+    v = np.repeat(np.arange(rows), cols) * size + best // size
+    u = np.tile(np.arange(cols), rows) * size + best % size
+    usable = strength > max(0.003 * float(strength.max()), 1e-7)
+    ranked = np.flatnonzero(usable)[np.argsort(-strength[usable], kind="stable")][:n]
+    return np.stack([u[ranked], v[ranked]], axis=-1).astype(np.float64)
+
+
+def follow_flow(
+    uv: Array, var: Array, flow: Array, sigma: Array | None
+) -> tuple[Array, Array]:  # (N, 2), (N,)
+    """Move tracked positions one frame along the flow; variances grow, lost ones become inf."""
+    H, W = flow.shape[:2]
+    seen = np.isfinite(var)
+    step = sample(flow, uv[seen])
+    spread = sample(sigma, uv[seen]) if sigma is not None else np.full(len(step), 0.5)
+    out_uv, out_var = uv.copy(), np.full_like(var, np.inf)
+    out_uv[seen] = uv[seen] + step
+    grown = var[seen] + spread.astype(np.float64) ** 2 + FLOW_FLOOR_VAR
+    moved = out_uv[seen]
+    inside = (moved >= 1).all(-1) & (moved[:, 0] <= W - 2) & (moved[:, 1] <= H - 2)
+    out_var[seen] = np.where(inside & (grown < CHAINED_MAX_VAR), grown, np.inf)
+    return out_uv, out_var
+
+
+def align(
+    local_map: LocalMap,
+    target: tuple[Array, ...],
+    pose: Array,  # (3, 4)
+    uv: Array,  # (N, 2) where to start
+    var: Array,  # (N,) how uncertain that is; inf: do not look
+    *,
+    min_correlation: float = MIN_CORRELATION,
+) -> tuple[Array, Array, Array]:  # (N, 2), (N,), (N,) bool
+    """Refine positions by patch alignment with the hosts; returns positions, variances and which were found.
+
+    A position that moved farther than its start's uncertainty allows is not believed.
+    """
+    todo = np.flatnonzero(np.isfinite(var) & (local_map.host >= 0))
+    found_uv = np.ascontiguousarray(uv, np.float64).copy()
+    quality = np.full((len(uv), 3), -1.0)
+    _kernels.align_patches(
+        local_map.images, target, todo, local_map.cam, local_map.uv0, local_map.rays,
+        local_map.rho, local_map.host, local_map.poses, np.ascontiguousarray(pose), found_uv, quality,
+    )  # fmt: skip
+    allowed = 3 * np.sqrt(var) + 1.0
+    moved = np.hypot(*(found_uv - uv).T)
+    found = (quality[:, 0] > min_correlation) & (moved < allowed)
+    corner = np.maximum(quality[:, 1], 0.05)
+    noise = quality[:, 2] / (corner * _kernels.SIDE**2)
+    found_var = np.where(found, ALIGN_FLOOR_VAR + noise, np.inf)
+    return np.where(found[:, None], found_uv, uv), found_var, found

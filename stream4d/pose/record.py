@@ -1,0 +1,96 @@
+"""What the chain holds of a frame until it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream4d.geometry.transforms import project_to_so3
+from stream4d.packets import Array, Frame
+from stream4d.pose.dense import Maps
+from stream4d.pose.map import LocalMap
+
+FLOATING = np.diag([1.0, 1.0, 1.0, 0.1, 0.1, 0.1])
+"""Covariance of a pose that was only predicted: a scene's depth, 18°."""
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """A frame on its way: its view of the patches, its pose so far, its maps."""
+
+    index: int
+    timestamp_ns: int
+    rgb: Array
+    pyramid: tuple[Array, ...]
+    uv: Array
+    """(N, 2) where it sees each patch of the map."""
+    var: Array
+    """(N,) px², inf where not seen."""
+    pose: Array
+    """(3, 4) camera-from-world when it was last fitted."""
+    reference: int
+    """Index of the keyframe that the pose was fitted against."""
+    from_reference: Array
+    """(4, 4) camera-from-reference at that time."""
+    rows: Array
+    errors: Array
+    information: Array
+    is_tracked: bool = True
+    keyframe: bool = False
+    segment: int = 0
+    flow_here: Array | None = None
+    """(H, W, 2) previous frame → this one."""
+    back_here: Array | None = None
+    """(H, W, 2) this frame → previous."""
+    sigma_here: Array | None = None
+    """(H, W) of ``flow_here``."""
+    motion: Array | None = None
+    """(H, W) probability so far."""
+    prior_depth: Array | None = None
+    """(H, W) depth as the model sees it, its own scale."""
+
+    @classmethod
+    def of(cls, frame: Frame, pyramid: tuple[Array, ...], local_map: LocalMap) -> Record:
+        """Begin a record for a frame."""
+        N = len(local_map.host)
+        return cls(
+            frame.index, frame.timestamp_ns, frame.rgb, pyramid, np.zeros((N, 2)), np.full(N, np.inf),
+            np.eye(3, 4), -1, np.eye(4), np.zeros(0, np.int64), np.zeros(0), np.zeros((6, 6)),
+        )  # fmt: skip
+
+    def take(self, maps: Maps, previous: Record | None) -> None:
+        """Keep what the model predicted of this frame."""
+        self.flow_here, self.back_here, self.sigma_here = maps.flow, maps.flow_backward, maps.sigma
+        self.motion, self.prior_depth = maps.motion, maps.depth
+        self.segment = previous.segment if previous is not None else 0
+
+    def set_pose(self, pose: Array, local_map: LocalMap, *, tracked: bool) -> None:
+        """Place the frame, remembering where it stands relative to the newest keyframe."""
+        self.pose, self.is_tracked = np.array(pose[:3]), tracked
+        slot = local_map.newest
+        self.reference = int(local_map.frame_index[slot])
+        reference = np.vstack([local_map.poses[slot], [0, 0, 0, 1]])
+        self.from_reference = np.vstack([self.pose, [0, 0, 0, 1]]) @ np.linalg.inv(reference)
+
+    def usable(self) -> Array | None:
+        """Return where patches may be chosen: not on movers."""
+        return None if self.motion is None else self.motion < 0.3
+
+
+def relative(record: Record, local_map: LocalMap) -> Array:
+    """Return the record's pose, carried along with whatever happened to its reference keyframe."""
+    slot = local_map.slot_of(record.reference)
+    if slot < 0:
+        return record.pose
+    return np.asarray(
+        (record.from_reference @ np.vstack([local_map.poses[slot], [0, 0, 0, 1]]))[:3]
+    )
+
+
+def to_world_from_cam(pose: Array) -> Array:
+    """Invert a camera-from-world (3, 4) into a rigid (4, 4)."""
+    R = project_to_so3(pose[:, :3])
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = R.T, -R.T @ pose[:, 3]
+    return out

@@ -1,0 +1,116 @@
+"""The pose of one frame from the patches seen in it, held against the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stream4d.packets import Array
+from stream4d.pose import _kernels
+from stream4d.pose.map import LocalMap
+
+INLIER_SQ = 9.0
+"""Squared error in σ² below which a patch fits (3σ)."""
+NORMAL_SCALE = 9.0
+"""Geman–McClure scale, σ², at the end of every annealing."""
+COLD = np.array([2000.0, 2000.0, 500.0, 500.0, 120.0, 120.0, 30.0, 30.0, 9.0, 9.0, 9.0, 9.0])
+"""Annealing from a guess that may be several pixels off (graduated non-convexity)."""
+WARM = np.array([60.0, 60.0, 20.0, 9.0, 9.0, 9.0])
+"""Annealing from a pose that is nearly right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A pose and how well the patches agree with it."""
+
+    pose: Array
+    """(3, 4) camera-from-world."""
+    information: Array
+    """(6, 6) of the left twist of ``pose``."""
+    errors: Array
+    """(n,) squared errors in σ² of the rows given."""
+
+    @property
+    def inliers(self) -> Array:
+        """(n,) bool."""
+        return self.errors < INLIER_SQ
+
+
+def fit_pose(
+    local_map: LocalMap,
+    rows: Array,  # (n,)
+    uv: Array,  # (n, 2)
+    var: Array,  # (n,)
+    start: Array,  # (3, 4)
+    *,
+    schedule: Array = COLD,
+    prior: Array | None = None,
+) -> Fit:
+    """Refine a pose robustly; patches of unknown depth constrain it only across their epipolar lines."""
+    directions, centres = local_map.world_rays(rows)
+    return fit_rays(
+        local_map.cam, directions, centres, local_map.rho[rows],
+        1.0 / np.maximum(local_map.rho_info[rows], 1e-12), uv, var, start, schedule, prior,
+    )  # fmt: skip
+
+
+def fit_rays(
+    cam: Array, directions: Array, centres: Array, rho: Array, rho_var: Array,
+    uv: Array, var: Array, start: Array, schedule: Array = COLD, prior: Array | None = None,
+) -> Fit:  # fmt: skip
+    """Refine a pose over patches given as rays in the world."""
+    pose, errors = np.ascontiguousarray(start, np.float64).copy(), np.full(len(rho), 1e6)
+    prior = np.eye(6) * 1e-9 if prior is None else prior
+    information = _kernels.refine_pose(
+        cam, directions, centres, rho, rho_var, np.ascontiguousarray(uv),
+        np.ascontiguousarray(var), pose, prior, schedule, errors,
+    )  # fmt: skip
+    if not np.isfinite(pose).all():
+        return Fit(start, np.zeros((6, 6)), np.full(len(rho), 1e6))
+    return Fit(pose, information, errors)
+
+
+def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, var: Array) -> Fit | None:
+    """Find a pose without a guess: P3P in RANSAC over patches of known depth, then refinement."""
+    known = local_map.rho_info[rows] * local_map.rho[rows] ** 2 > 25.0  # depth within 20 %
+    if known.sum() < 8:
+        return None
+    directions, centres = local_map.world_rays(rows[known])
+    points = centres + directions / local_map.rho[rows[known], None]
+    ok, rotation, translation, _ = cv2.solvePnPRansac(
+        points, uv[known], local_map.K, None, iterationsCount=200, reprojectionError=3.0,
+        confidence=0.999, flags=cv2.SOLVEPNP_AP3P,
+    )  # fmt: skip
+    if not ok:
+        return None
+    start = np.hstack([cv2.Rodrigues(rotation)[0], translation.reshape(3, 1)])
+    return fit_pose(local_map, rows, uv, var, start)
+
+
+def rotation_between(
+    cam: Array, rays: Array, uv: Array, var: Array, start: Array
+) -> tuple[Array, Array]:
+    """Fit a pure rotation (n rays at infinity); returns (3, 4) and the residual length per patch in pixels."""
+    zero = np.zeros(len(rays))
+    fit = fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, var, start, COLD)
+    q = rays @ fit.pose[:, :3].T
+    z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
+    residual = cam[:2] * q[:, :2] / z[:, None] + cam[2:] - uv
+    return fit.pose, np.hypot(residual[:, 0], residual[:, 1])
+
+
+def project_rows(local_map: LocalMap, rows: Array, pose: Array) -> tuple[Array, Array]:
+    """Return pixels (n, 2) of patches seen from ``pose`` and z·rho (n,), ≤ 0 behind the camera."""
+    directions, centres = local_map.world_rays(rows)
+    rho = local_map.rho[rows, None]
+    q = (directions + rho * centres) @ pose[:, :3].T + rho * pose[:, 3]
+    z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
+    return local_map.cam[:2] * q[:, :2] / z[:, None] + local_map.cam[2:], q[:, 2]
+
+
+def relative_pose(pose: Array, reference: Array) -> Array:
+    """Return camera-from-reference (3, 4) of two camera-from-world poses."""
+    R = pose[:, :3] @ reference[:, :3].T
+    return np.hstack([R, (pose[:, 3] - R @ reference[:, 3])[:, None]])
