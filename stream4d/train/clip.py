@@ -49,7 +49,7 @@ class ClipBatch:
     """(B, T, H, W) bool: ``motion_mask`` is known; with ``valid_flow`` so is ``scene_flow``."""
     has_pose: Tensor
     """(B,) bool: ``world_from_cam`` is known; False for unlabelled video."""
-    has_K: Tensor
+    has_intrinsics: Tensor
     """(B,) bool: ``K`` is known; False where it is a guess (unlabelled video)."""
     is_metric: Tensor
     """(B,) bool: lengths are metres."""
@@ -121,7 +121,7 @@ _PER_PAIR = frozenset(
         "valid_flow_backward",
     ]
 )
-_PER_CLIP = frozenset(("has_pose", "has_K", "is_metric"))
+_PER_CLIP = frozenset(("has_pose", "has_intrinsics", "is_metric"))
 
 
 def concatenate(batches: Sequence[ClipBatch]) -> ClipBatch:

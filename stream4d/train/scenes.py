@@ -107,7 +107,7 @@ def _render(
         valid_flow_backward=valid,
         valid_motion=torch.ones(B, T, H, W, dtype=torch.bool, device=device),
         has_pose=known,
-        has_K=known,
+        has_intrinsics=known,
         is_metric=~known,
     )
 
