@@ -16,6 +16,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,11 @@ from torch import Tensor, nn
 from stream4d.errors import MissingDependencyError, WeightsError
 
 HUB_FILES = ("model.safetensors", "model.pt", "pytorch_model.bin")
-"""What is looked for in a hub repository, in this order, unless the id names a file: ``owner/name:file``."""
+"""What is looked for in a hub repository, in this order, unless the id names a file."""
 
 _WRAPPERS = ("state_dict", "model", "module", "net", "weights")
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w./-]+)?$")
+_HUB_ID = re.compile(r"^(datasets/)?[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w./-]+)?$")
+_FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -97,7 +99,7 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
 
     Args:
         source: path of a ``.safetensors``, ``.pt``, ``.pth``, ``.ckpt`` or ``.bin`` file, or ``owner/name`` on the
-            Hugging Face hub (``owner/name:file`` picks one file).
+            Hugging Face hub (``owner/name:file`` picks one file, ``datasets/owner/name:file`` one of a data set).
 
     Raises:
         WeightsError: not found, truncated, or holding anything but plain data.
@@ -108,14 +110,8 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         return _read_file(path, str(source))
     if path.is_dir():
         raise WeightsError(f"{source} is a folder: give the checkpoint file in it")
-    if _HUB_ID.match(str(source)) and path.suffix.lower() not in {
-        ".pt",
-        ".pth",
-        ".safetensors",
-        ".ckpt",
-    }:
-        return _read_file(_download(str(source)), str(source))
-    if _HUB_ID.match(str(source)) and ":" in str(source):
+    looks_like_file = path.suffix.lower() in _FILE_SUFFIXES and ":" not in str(source)
+    if _HUB_ID.match(str(source)) and not looks_like_file:
         return _read_file(_download(str(source)), str(source))
     raise WeightsError(f"weights {str(source)!r}: no such file, and not a hub id (owner/name)")
 
@@ -123,23 +119,30 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
 def _download(hub_id: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
     except ImportError:
         raise MissingDependencyError(
             "huggingface_hub", needed_for=f"downloading {hub_id!r}", extra="hub"
         ) from None
     repo, _, wanted = hub_id.partition(":")
-    reason = "the repository holds none of " + ", ".join(HUB_FILES)
-    for name in (wanted,) if wanted else HUB_FILES:
+    kind = "dataset" if repo.startswith("datasets/") else "model"
+    names = (wanted,) if wanted else HUB_FILES
+    for name in names:
         try:
-            return Path(hf_hub_download(repo, name))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            if "404" not in reason or "Repository" in type(error).__name__:
-                break
-    raise WeightsError(
-        f"cannot download {hub_id!r}: {reason}. Download it yourself and pass the file's path"
-    )
+            return Path(hf_hub_download(repo.removeprefix("datasets/"), name, repo_type=kind))
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise WeightsError(
+                f"cannot download {hub_id!r}: {_first_line(error)}. "
+                "Download it yourself and pass the file's path"
+            ) from error
+    raise WeightsError(f"{hub_id!r} on the hub holds none of {', '.join(names)}")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else repr(error)
 
 
 def _read_file(path: Path, source: str) -> Checkpoint:
@@ -190,7 +193,10 @@ def _read_pickle(path: Path, source: str) -> Checkpoint:
 
 def _load_restricted(path: Path) -> Any:
     # mmap keeps the tensors in the file until they are used; only the zip format can do it.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # "unusual pickle protocol": read or refused below
         try:
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -206,8 +212,9 @@ def _load_restricted(path: Path) -> Any:
                 f"{path} is refused: loading it would run {found[1]!r}, and a checkpoint must be plain data"
             ) from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise WeightsError(f"{path} is not a whole checkpoint ({first})") from error
+            raise WeightsError(
+                f"{path} is not a whole checkpoint ({_first_line(error)})"
+            ) from error
 
 
 def _flatten(loaded: Mapping[str, Any]) -> dict[str, Tensor]:
