@@ -1,0 +1,403 @@
+"""Write posed frames window by window, so that a kill at any moment loses nothing committed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from stream4d.config import StoreConfig
+from stream4d.errors import StoreError
+from stream4d.packets import Array, PosedFrame, PoseRevision, State, VideoInfo
+from stream4d.store import schema
+from stream4d.store.encode import Compressor, depth_scale_for, encode_map
+from stream4d.store.files import MapFile, RowFile, replace_file
+from stream4d.store.integrity import check_intact
+from stream4d.store.metadata import (
+    check_resumable,
+    read_attributes,
+    read_root,
+    root_document,
+    store_attributes,
+)
+from stream4d.store.resume import ResumePoint, load_snapshot, remove_snapshot, save_snapshot
+
+logger = logging.getLogger(__name__)
+
+_COMPRESSORS = 2
+"""Threads that compress while the pipeline works on the next window."""
+
+Pending = tuple[dict[str, Any], dict[str, Future[bytes | None]]]
+"""One frame's rows, and its maps on their way through the compressor."""
+
+
+class StoreWriter:
+    """A sink that keeps everything in a zarr store.
+
+    Nothing appears at ``path`` before the first commit, and an old store is only replaced then; so a run that
+    fails to start leaves everything as it was. Leaving the ``with`` block normally marks the store complete;
+    an exception, Ctrl-C included, keeps what is committed for ``resume``.
+
+    Args:
+        path: local folder to write, usually ending in ``.zarr``.
+        info: the source. Frames must have its size.
+        config: all resolved settings, for the record and for checking a resume.
+        card: the model's card, or None.
+        store_config: what to keep, and how precisely.
+        overwrite: replace a store that is there. Anything else is never deleted.
+        resume: go on with an unfinished store; starts afresh where there is none.
+
+    Raises:
+        StoreError: the target exists, cannot be written, or does not fit what is to be resumed.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        info: VideoInfo,
+        config: Mapping[str, Any],
+        card: Mapping[str, Any] | None = None,
+        store_config: StoreConfig | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+    ) -> None:
+        if "://" in str(path):
+            raise StoreError(
+                f"stores are written to local folders, not to {path}: copy it afterwards"
+            )
+        if overwrite and resume:
+            raise StoreError("--overwrite and --resume contradict each other: give one")
+        self.path = Path(path).absolute()
+        self.resume_point: ResumePoint | None = None
+        """Where the pipeline begins again, after entering with ``resume``; None: at the first frame."""
+        self._info = info
+        self._settings = store_config or StoreConfig()
+        self._specs = list(schema.arrays_for(self._settings.maps))
+        self._attributes = store_attributes(info, config, card)
+        self._compress = Compressor(self._settings.compression)
+        self._folder = self.path
+        self._is_new = not _has_store_to_resume(self.path, overwrite=overwrite, resume=resume)
+        if not self._is_new:
+            check_resumable(self.path, self._attributes)
+        self._committed = 0
+        self._next = 0
+        self._snapshot_at = 0
+        self._revisions_to_skip = 0
+        self._pending: list[Pending] = []
+        self._revisions: list[PoseRevision] = []
+        self._is_broken = False
+        self._stays_unfinished = False
+
+    @property
+    def committed(self) -> int:
+        """How many frames are safe."""
+        return self._committed
+
+    def leave_unfinished(self) -> None:
+        """Keep the store resumable when the ``with`` block ends without an exception."""
+        self._stays_unfinished = True
+
+    def __enter__(self) -> Self:
+        try:
+            if self._is_new:
+                self._folder = _fresh_folder(self.path)
+            else:
+                self._pick_up()
+            self._open_files()
+        except (OSError, ValueError) as error:
+            raise StoreError(_write_failure(self.path, error, self._committed)) from None
+        self._pool = ThreadPoolExecutor(_COMPRESSORS, thread_name_prefix="stream4d-store")
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc_type is None and not self._is_broken:
+                self._end()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+            self._close_files()
+            if self._folder != self.path:
+                shutil.rmtree(self._folder, ignore_errors=True)
+
+    def write(self, frame: PosedFrame) -> None:
+        """Take one frame; it is safe after the next ``commit``. Frames that are safe already are passed over.
+
+        Raises:
+            StoreError: a frame is missing or repeated, or its size is not the video's.
+        """
+        if frame.index < self._committed:
+            return
+        if frame.index != self._next:
+            raise StoreError(
+                f"expected frame {self._next}, got {frame.index}: frames come in order"
+            )
+        if frame.rgb.shape[:2] != (self._info.height, self._info.width):
+            raise StoreError(
+                f"frame {frame.index} is {frame.rgb.shape[1]}×{frame.rgb.shape[0]}, the store holds "
+                f"{self._info.width}×{self._info.height}"
+            )
+        if frame.semantics is not None and "semantics" not in self._maps:
+            self._add_semantics()
+        self._next += 1
+        scale = depth_scale_for(frame.depth, self._settings.depth_dtype)
+        maps = {name: self._pool.submit(self._encoded, name, frame, scale) for name in self._maps}
+        self._pending.append((_rows(frame, scale), maps))
+        self._attributes["scale"] = (
+            "metric"
+            if frame.is_metric and (frame.index == 0 or self._attributes["scale"] == "metric")
+            else "relative"
+        )
+
+    def revise(self, revision: PoseRevision) -> None:
+        """Replace poses and scale depths of frames already written; takes effect at the next ``commit``.
+
+        Raises:
+            StoreError: it names frames that were not written yet.
+        """
+        if self._revisions_to_skip:
+            self._revisions_to_skip -= 1
+            return
+        if (
+            len(revision.indices)
+            and not 0 <= revision.indices.min() <= revision.indices.max() < self._next
+        ):
+            raise StoreError(
+                f"revision of frames up to {revision.indices.max()}, but only {self._next} are written"
+            )
+        self._revisions.append(revision)
+
+    def commit(self, resume_state: Callable[[], State] | None = None) -> None:
+        """Make everything written so far safe.
+
+        Args:
+            resume_state: returns what the pipeline needs to go on; it is called every ``state_every`` frames.
+
+        Raises:
+            StoreError: the disk is full or the folder has gone. What was committed stays safe.
+        """
+        try:
+            if self._pending or self._revisions or self._folder != self.path:
+                self._commit()
+            if resume_state and self._committed - self._snapshot_at >= self._settings.state_every:
+                revisions = self._attributes["revisions"]
+                save_snapshot(self.path, resume_state(), self._committed, revisions)
+                self._snapshot_at = self._committed
+        except (OSError, ValueError) as error:
+            self._is_broken = True
+            raise StoreError(_write_failure(self.path, error, self._committed)) from None
+
+    def _commit(self) -> None:
+        """Append, then publish by replacing the root document: only then do readers see anything new."""
+        for rows, maps in self._pending:
+            for name, row in rows.items():
+                self._rows[name].append(row)
+            for name, future in maps.items():
+                self._maps[name].append(future.result())
+        for rows_file in self._rows.values():
+            rows_file.flush()
+        for map_file in self._maps.values():
+            map_file.flush()
+        count = self._committed + len(self._pending)
+        self._pending.clear()
+        changes = self._merged_revisions()
+        self._publish(count, changes)
+        self._apply(changes)
+
+    def _publish(self, committed: int, changes: dict[str, Array] | None) -> None:
+        self._attributes["committed"] = committed
+        self._attributes["revisions"] += len(self._revisions)
+        if changes is not None:
+            pending = {name: value.tolist() for name, value in changes.items()}
+            self._attributes["pending_revision"] = pending
+        self._write_root()
+        self._committed = committed
+        self._revisions.clear()
+
+    def _write_root(self) -> None:
+        root = root_document(self._attributes, self._array_documents(self._attributes["committed"]))
+        replace_file(self._folder / "zarr.json", json.dumps(root).encode())
+        if self._folder != self.path:
+            self._close_files()
+            _move_into_place(self._folder, self.path)
+            self._folder = self.path
+            self._open_files_at(self._attributes["committed"])
+
+    def _merged_revisions(self) -> dict[str, Array] | None:
+        """Return final poses and scales of all frames that the waiting revisions name."""
+        if not any(len(revision.indices) for revision in self._revisions):
+            return None
+        indices = np.unique(np.concatenate([r.indices for r in self._revisions])).astype(np.int64)
+        poses = self._rows["world_from_cam"].get(indices)
+        scales = self._rows["depth_scale"].get(indices)
+        for revision in self._revisions:
+            at = np.searchsorted(indices, revision.indices)
+            poses[at] = revision.world_from_cam
+            scales[at] *= revision.scale
+        return {"index": indices, "world_from_cam": poses, "depth_scale": scales}
+
+    def _apply(self, changes: dict[str, Array] | None) -> None:
+        """Bring the arrays up to date with the published revision, then take it out of the root."""
+        if changes is None:
+            return
+        for name in ("world_from_cam", "depth_scale"):
+            self._rows[name].put(changes["index"], changes[name])
+        del self._attributes["pending_revision"]
+        self._write_root()
+
+    def _end(self) -> None:
+        """Commit what is left; mark the store complete unless told not to."""
+        try:
+            if self._pending or self._revisions or self._folder != self.path:
+                self._commit()
+            for name, document in self._array_documents(self._committed).items():
+                replace_file(self.path / name / "zarr.json", json.dumps(document).encode())
+            if not self._stays_unfinished:
+                self._attributes["complete"] = True
+                self._write_root()
+                remove_snapshot(self.path)
+        except (OSError, ValueError) as error:
+            raise StoreError(_write_failure(self.path, error, self._committed)) from None
+
+    def _pick_up(self) -> None:
+        """Load what an earlier run committed."""
+        root = read_root(self.path)
+        attributes = read_attributes(root, self.path)
+        check_intact(self.path, root)
+        for name in ("committed", "revisions", "scale", "pending_revision"):
+            if name in attributes:
+                self._attributes[name] = attributes[name]
+        self._committed = self._next = int(attributes["committed"])
+        if (self.path / "semantics").is_dir():
+            self._specs.append(schema.BY_NAME["semantics"])
+        self.resume_point, revisions = load_snapshot(self.path, self._committed)
+        self._snapshot_at = self.resume_point.snapshot_frames if self.resume_point else 0
+        self._revisions_to_skip = int(attributes["revisions"]) - revisions
+
+    def _open_files(self) -> None:
+        for spec in self._specs:
+            self._create_array(spec)
+        self._open_files_at(self._committed)
+        if pending := self._attributes.get("pending_revision"):
+            self._apply({name: np.array(value) for name, value in pending.items()})
+
+    def _open_files_at(self, committed: int) -> None:
+        self._maps: dict[str, MapFile] = {}
+        self._rows: dict[str, RowFile] = {}
+        for spec in self._specs:
+            folder = self._folder / spec.name
+            if spec.is_map:
+                self._maps[spec.name] = MapFile(folder, 1 + len(spec.dims), committed)
+            else:
+                self._rows[spec.name] = RowFile(folder, spec, committed)
+
+    def _close_files(self) -> None:
+        for file in getattr(self, "_maps", {}).values():
+            file.close()
+
+    def _create_array(self, spec: schema.ArraySpec) -> None:
+        folder = self._folder / spec.name
+        folder.mkdir(exist_ok=True)
+        if not (folder / "zarr.json").exists():
+            document = self._array_document(spec, self._committed)
+            replace_file(folder / "zarr.json", json.dumps(document).encode())
+
+    def _add_semantics(self) -> None:
+        """Begin the optional array at the frame that first has it; earlier frames hold no label."""
+        spec = schema.BY_NAME["semantics"]
+        self._specs.append(spec)
+        self._create_array(spec)
+        file = MapFile(self._folder / spec.name, 1 + len(spec.dims), self._committed)
+        for _ in self._pending:
+            file.append(None)
+        self._maps[spec.name] = file
+
+    def _encoded(self, name: str, frame: PosedFrame, depth_scale: float) -> bytes | None:
+        value = encode_map(name, frame, self._dtype(schema.BY_NAME[name]), depth_scale)
+        return None if value is None else self._compress(value)
+
+    def _dtype(self, spec: schema.ArraySpec) -> str:
+        return self._settings.depth_dtype if spec.name == "depth" else spec.dtype
+
+    def _array_documents(self, frames: int) -> dict[str, Any]:
+        return {spec.name: self._array_document(spec, frames) for spec in self._specs}
+
+    def _array_document(self, spec: schema.ArraySpec, frames: int) -> dict[str, Any]:
+        return schema.array_metadata(
+            spec,
+            frames,
+            self._info.height,
+            self._info.width,
+            dtype=self._dtype(spec),
+            level=self._settings.compression,
+        )
+
+
+def _rows(frame: PosedFrame, depth_scale: float) -> dict[str, Any]:
+    return {
+        "index": frame.index,
+        "timestamp_ns": frame.timestamp_ns,
+        "K": frame.K,
+        "world_from_cam": frame.world_from_cam,
+        "pose_covariance": frame.pose_covariance,
+        "depth_scale": depth_scale,
+        "keyframe": frame.is_keyframe,
+        "is_tracked": frame.is_tracked,
+        "segment": frame.segment,
+    }
+
+
+def _has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
+    """Return whether there is a store to resume; raise where the target must not be touched."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        if not path.parent.is_dir():
+            raise StoreError(
+                f"the folder {path.parent} does not exist: create it, or choose another --out"
+            )
+        return False
+    read_attributes(read_root(path), path)  # refuses what is not a stream4d store
+    if not overwrite and not resume:
+        raise StoreError(
+            f"{path} exists: give --resume to go on with it, --overwrite to replace it, or another --out"
+        )
+    return resume
+
+
+def _fresh_folder(path: Path) -> Path:
+    """Make the hidden folder beside ``path`` that becomes the store at the first commit."""
+    folder = path.with_name(f".{path.name}.partial")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
+def _move_into_place(folder: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(folder, path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    os.rename(path, old)
+    os.rename(folder, path)
+    shutil.rmtree(old)
+
+
+def _write_failure(path: Path, error: BaseException, committed: int) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    kept = f"; {committed} frames are safe, --resume goes on from there" if committed else ""
+    return f"cannot write {path}: {reason}{kept}"
