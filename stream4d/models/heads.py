@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream4d.models.blocks import Block, Mlp
+from stream4d.models.blocks import Block, KVCache, Mlp
 
 
 def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, H, W)
@@ -233,21 +233,31 @@ class CameraHead(nn.Module):
         shift, scale, gate = self.poseLN_modulation(self.embed_pose(pose)).chunk(3, dim=-1)
         return gate * (self.adaln_norm(tokens) * (1 + scale) + shift) + tokens
 
-    def run_trunk(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let the frames' camera tokens attend to each other."""
-        for block in self.trunk:
-            x = block(x, mask=mask)
+    def run_trunk(
+        self, x: Tensor, mask: Tensor | None = None, caches: Sequence[KVCache] | None = None
+    ) -> Tensor:
+        """Let the frames' camera tokens attend to each other (and, with caches, to those of past frames)."""
+        for index, block in enumerate(self.trunk):
+            x = block(x, mask=mask, cache=None if caches is None else caches[index])
         return x
 
-    def forward(self, camera_tokens: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-        """Return the activated encoding after each iteration: (B, T, C) -> 4 × (B, T, 9)."""
+    def forward(
+        self,
+        camera_tokens: Tensor,  # (B, T, C)
+        mask: Tensor | None = None,
+        caches: Sequence[Sequence[KVCache]] | None = None,
+    ) -> list[Tensor]:  # per iteration (B, T, 9), activated
+        """Refine the encodings.
+
+        ``mask`` (T, T) limits which frames a frame sees; ``caches`` (iterations × trunk depth) stream frame by frame.
+        """
         tokens = self.token_norm(camera_tokens)
         pose: Tensor | None = None
         outputs = []
-        for _ in range(self.iterations):
-            delta = self.pose_branch(
-                self.trunk_norm(self.run_trunk(self.modulate(tokens, pose), mask))
-            )
+        for step in range(self.iterations):
+            past = None if caches is None else caches[step]
+            x = self.run_trunk(self.modulate(tokens, pose), mask, past)
+            delta = self.pose_branch(self.trunk_norm(x))
             pose = delta if pose is None else pose + delta
             outputs.append(torch.cat([pose[..., :7], F.relu(pose[..., 7:])], dim=-1))
         return outputs
