@@ -1,0 +1,141 @@
+"""``stream4d export``: write a store in formats that other programs read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stream4d import logs
+
+EXAMPLES = """\
+examples:
+  stream4d export video.zarr --format ply               video.ply: the static scene as coloured points
+  stream4d export video.zarr --format tum --out path.txt
+  stream4d export video.zarr --format colmap nerfstudio --out sets --stride 5
+                                                        sets/video_colmap and sets/video_nerfstudio
+"""
+
+FORMATS = {
+    "ply": ("stream4d.export.ply:write_ply", ".ply", "static cloud, coloured points"),
+    "moving": ("stream4d.export.ply:write_moving_ply", "_moving", "folder: what moves, per frame"),
+    "glb": ("stream4d.export.glb:write_glb", ".glb", "static cloud, camera path and frusta"),
+    "splat": ("stream4d.export.splat:write_splat", "_splat.ply", "3D Gaussians to start from"),
+    "colmap": ("stream4d.export.colmap:write_colmap", "_colmap", "folder: binary model, pictures"),
+    "colmap-text": ("stream4d.export.colmap:write_colmap", "_colmap_text", "the same as text"),
+    "nerfstudio": (
+        "stream4d.export.nerfstudio:write_nerfstudio",
+        "_nerfstudio",
+        "folder: transforms.json, pictures, depth, masks",
+    ),
+    "tum": ("stream4d.export.trajectory:write_tum", "_tum.txt", "timestamp tx ty tz qx qy qz qw"),
+    "kitti": ("stream4d.export.trajectory:write_kitti", "_kitti.txt", "3×4 matrices, 12 numbers"),
+    "json": (
+        "stream4d.export.trajectory:write_json",
+        "_cameras.json",
+        "all that is known of cameras",
+    ),
+}
+"""Format → ("module:function", ending of the default name, what it is)."""
+COLMAP_POINTS = 200_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``stream4d export``."""
+    parser.add_argument("store", metavar="STORE")
+    lines = "; ".join(f"{name}: {text}" for name, (_, _, text) in FORMATS.items())
+    parser.add_argument(
+        "--format", nargs="+", required=True, choices=FORMATS, metavar="NAME", help=lines
+    )
+    parser.add_argument(
+        "--out", metavar="PATH", help="file or folder; with several formats the folder they go into"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier exports")
+    group = parser.add_argument_group("selection")
+    group.add_argument("--stride", type=int, default=1, metavar="N", help="every n-th frame [1]")
+    group.add_argument("--segment", type=int, metavar="N", help="part between two cuts [longest]")
+    group.add_argument("--max-points", type=int, metavar="N", help="bound of the cloud [1000000]")
+    group.add_argument("--voxel", type=float, metavar="SIZE", help="point spacing [from the depth]")
+    group.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.3,
+        metavar="P",
+        help="of the depth of a point [0.3]",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the store in each of the formats."""
+    from stream4d.store.reader import open_store
+
+    return export(open_store(args.store), Path(args.store), args)
+
+
+def export(source: Any, store_path: Path, args: argparse.Namespace) -> int:
+    """Write ``source``, opened from ``store_path``, as ``args`` ask; all targets are checked first."""
+    targets = {name: _target(name, store_path, args) for name in dict.fromkeys(args.format)}
+    _check_targets(targets, overwrite=args.overwrite)
+    for name, path in targets.items():
+        write, options = _writer(name)
+        write(source, path, selection=_selection(name, args), overwrite=args.overwrite, **options)
+        logs.show(f"{name}: {path}")
+    return 0
+
+
+def _target(name: str, store_path: Path, args: argparse.Namespace) -> Path:
+    ending = FORMATS[name][1]
+    stem = store_path.name.removesuffix(".zarr")
+    if args.out is None:
+        return store_path.parent / f"{stem}{ending}"
+    out = Path(args.out)
+    return out if len(set(args.format)) == 1 else out / f"{stem}{ending}"
+
+
+def _check_targets(targets: dict[str, Path], *, overwrite: bool) -> None:
+    """Refuse before anything is written, and make the folder that several formats share."""
+    from stream4d.errors import ExportError
+
+    taken = [path for path in targets.values() if path.exists()]
+    if taken and not overwrite:
+        raise ExportError(
+            f"{taken[0]} exists: choose another --out, or replace it with --overwrite"
+        )
+    for path in targets.values():
+        if len(targets) > 1:
+            _make_folder(path.parent)
+        elif not path.absolute().parent.is_dir():
+            raise ExportError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def _make_folder(folder: Path) -> None:
+    from stream4d.errors import ExportError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def _writer(name: str) -> tuple[Callable[..., None], dict[str, Any]]:
+    import importlib
+
+    module, _, function = FORMATS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function), (
+        {"text": True} if name == "colmap-text" else {}
+    )
+
+
+def _selection(name: str, args: argparse.Namespace) -> Any:
+    from stream4d.export.source import Selection
+    from stream4d.viz.cloud import PointFilter
+
+    default = COLMAP_POINTS if name.startswith("colmap") else 1_000_000
+    return Selection(
+        segment=args.segment,
+        stride=args.stride,
+        max_points=args.max_points if args.max_points is not None else default,
+        voxel=args.voxel,
+        keep=PointFilter(samples=40_000, min_confidence=args.min_confidence),
+    )
