@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ELLIPSOID, BOX, CYLINDER, ROOM = 0, 1, 2, 3
+ELLIPSOID, BOX, CYLINDER, TERRAIN, ROOM = 0, 1, 2, 3, 4
 NEAR = 0.05
 """Surfaces nearer than this z-depth are not seen."""
 _ID_BITS = 6
@@ -22,20 +22,22 @@ _ID_MASK = (1 << _ID_BITS) - 1
 MAX_SOLIDS = _ID_MASK
 """Largest number of solids beside the room: the id lies in the low bits of the depth's float32 pattern."""
 _MISS = 1e30
-_CHUNK_ELEMENTS = 1 << 18
+_CHUNK_ELEMENTS = 1 << 17
 """On a CPU, frames are cast in chunks that keep the working set in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solids:
-    """The primitives of N frames as affine maps. Slot p has the same kind in every frame; the last is the room."""
+    """The primitives of N frames as affine maps. A slot has the same kind in every frame."""
 
     kinds: tuple[int, ...]
-    """P + 1 kinds; the last one is ROOM."""
+    """S kinds; the last one is ROOM, what the rays meet when they meet nothing else."""
     local_from_cam: Tensor
-    """(N, P + 1, 3, 4) float32: camera point → the primitive's unit frame."""
+    """(N, S, 3, 4) float32: camera point → the primitive's unit frame."""
     in_view: Tensor
-    """(N, P + 1) bool on the CPU: False where the primitive is absent or surely outside the image."""
+    """(N, S) bool on the CPU: False where the primitive is absent or surely outside the image."""
+    waves: Tensor
+    """(N, 4, 4) float32 height field of TERRAIN: rows of (kx, kz, phase, amplitude), see ``terrain_height``."""
 
 
 def _linear(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -107,30 +109,80 @@ _ENTRY: dict[int, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+def terrain_height(waves: Tensor, x: Tensor, z: Tensor) -> Tensor:
+    """Return the y of the ground, ``Σ a sin(kx x + kz z + φ)``, for waves (n, 4, 4) and x, z (n, h, w)."""
+    height = torch.zeros_like(x)
+    for wave in waves[..., None, None].unbind(1):
+        kx, kz, phase, amplitude = wave.unbind(1)
+        angle = torch.addcmul(phase.expand_as(x), kx, x).addcmul_(kz, z)
+        height.addcmul_(amplitude, angle.sin_())
+    return height
+
+
+_TERRAIN_STEPS, _TERRAIN_REFINEMENTS = 28, 3
+
+
+def _terrain(A: Tensor, o: Tensor, x: Tensor, y: Tensor, waves: Tensor) -> Tensor:
+    """Walk along the rays by the distance that the steepest slope leaves free, then bisect by secants."""
+    d = [_linear(A[:, axis], x, y) for axis in range(3)]
+    start = o[..., None, None]
+    amplitude = waves[:, :, 3].abs().sum(1)[:, None, None]
+    slope = (waves[:, :, 3].abs() * waves[:, :, :2].norm(dim=-1)).sum(1)[:, None, None]
+    pace = d[1].abs() + slope * (d[0] * d[0] + d[2] * d[2]).sqrt_()
+    falling = d[1].clamp(min=1e-6)
+    s = ((-amplitude - start[:, 1]) / falling).clamp_(min=NEAR)
+    end = (amplitude - start[:, 1]) / falling
+
+    def above(at: Tensor) -> Tensor:
+        ground = terrain_height(waves, start[:, 0] + at * d[0], start[:, 2] + at * d[2])
+        return ground.sub_(start[:, 1]).addcmul_(at, d[1], value=-1)
+
+    for _ in range(_TERRAIN_STEPS):
+        s = torch.minimum(torch.addcdiv(s, above(s).clamp_(min=0), pace), end)
+    back = s * 0.999
+    gap_back = above(back)
+    for _ in range(_TERRAIN_REFINEMENTS):
+        gap = above(s)
+        change = gap * (s - back) / (gap_back - gap + 1e-12)
+        back, gap_back = s, gap
+        s = s + torch.maximum(torch.minimum(change, 0.02 * s), -0.02 * s)
+    return torch.where(d[1] > 1e-5, s, _MISS)
+
+
 def _pack(depth: Tensor, slot: int) -> Tensor:
     """Write the slot into the low bits: positive floats keep their order as integers."""
     return depth.view(torch.int32).bitwise_and_(~_ID_MASK).bitwise_or_(slot)
 
 
-def _cast_chunk(solids: Solids, frames: slice, x: Tensor, y: Tensor) -> Tensor:
-    A, o = solids.local_from_cam[frames, :, :, :3], solids.local_from_cam[frames, :, :, 3]
+def _entry(solids: Solids, slot: int, frames: Tensor | slice, x: Tensor, y: Tensor) -> Tensor:
+    """Return where rays (n, h, w) enter one solid; a very large depth where they miss it."""
+    m = solids.local_from_cam[frames, slot]
+    kind = solids.kinds[slot]
+    if kind == TERRAIN:
+        entry = _terrain(m[..., :3], m[..., 3], x, y, solids.waves[frames])
+    else:
+        entry = _ENTRY[kind](m[..., :3], m[..., 3], x, y)
+    entry.add_((NEAR - entry).clamp_(min=0).mul_(_MISS))
+    return entry.nan_to_num_(nan=_MISS, posinf=_MISS)
+
+
+def _cast_chunk(solids: Solids, first: int, x: Tensor, y: Tensor) -> Tensor:
+    frames = slice(first, first + len(x))
     room = len(solids.kinds) - 1
-    _, leave = _box_interval(A[:, room], o[:, room], x, y)
+    m = solids.local_from_cam[frames, room]
+    _, leave = _box_interval(m[..., :3], m[..., 3], x, y)
     packed = _pack(leave.clamp_(min=NEAR), room)
-    for slot, kind in enumerate(solids.kinds[:-1]):
+    for slot in range(room):
         rows = solids.in_view[frames, slot].nonzero()[:, 0]
         if not len(rows):
             continue
-        whole = len(rows) == len(packed)
-        pick = slice(None) if whole else rows.to(packed.device)
-        entry = _ENTRY[kind](A[pick, slot], o[pick, slot], x[pick], y[pick])
-        entry.add_((NEAR - entry).clamp_(min=0).mul_(_MISS))
-        entry.nan_to_num_(nan=_MISS, posinf=_MISS)
-        bits = _pack(entry, slot)
-        if whole:
+        if len(rows) == len(packed):
+            bits = _pack(_entry(solids, slot, frames, x, y), slot)
             torch.minimum(packed, bits, out=packed)
         else:
-            packed[pick] = torch.minimum(packed[pick], bits)
+            rows = rows.to(packed.device)
+            bits = _pack(_entry(solids, slot, rows + first, x[rows], y[rows]), slot)
+            packed[rows] = torch.minimum(packed[rows], bits)
     return packed
 
 
@@ -146,10 +198,10 @@ def cast(
     N = len(x)
     H, W = max(x.shape[1], y.shape[1]), max(x.shape[2], y.shape[2])
     step = N if x.is_cuda else max(1, _CHUNK_ELEMENTS // (H * W))
-    parts = []
-    for start in range(0, N, step):
-        frames = slice(start, min(start + step, N))
-        parts.append(_cast_chunk(solids, frames, x[frames], y[frames]))
+    parts = [
+        _cast_chunk(solids, start, x[start : start + step], y[start : start + step])
+        for start in range(0, N, step)
+    ]
     packed = torch.cat(parts) if len(parts) > 1 else parts[0]
     slot = packed.bitwise_and(_ID_MASK).long()
     return packed.bitwise_and(~_ID_MASK).view(torch.float32), slot

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stream4d.train.casting import Solids, cast
 from stream4d.train.shading import Surfaces, look_up
-from stream4d.train.worlds import World
+from stream4d.train.worlds import CONVEX_SLOTS, World
 
 _SAME_SURFACE = 1e-3
 """Relative depth difference below which two hits are the same point."""
@@ -18,25 +18,33 @@ _SAME_SURFACE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Motion:
-    """Maps of B·T·(P + 1) solids from their unit frame into the neighbouring frames."""
+    """Maps of B·T·S solids from their unit frame into the neighbouring frames."""
 
     pixels_next: Tensor
-    """(B·T·(P+1), 12) local → homogeneous pixels of the next frame."""
+    """(B·T·S, 12) local → homogeneous pixels of the next frame."""
     pixels_previous: Tensor
-    """(B·T·(P+1), 12) local → homogeneous pixels of the previous frame."""
+    """(B·T·S, 12) local → homogeneous pixels of the previous frame."""
     displacement: Tensor
-    """(B·T·(P+1), 12) local → movement in the world to the next frame; exactly zero where static."""
+    """(B·T·S, 12) local → movement in the world to the next frame; exactly zero where static."""
     is_moving: Tensor
-    """(B·T·(P+1),) bool."""
+    """(B·T·S,) bool."""
     K: Tensor
-    """(B, 3, 3)."""
+    """(B·T, 3, 3)."""
+    length: int
+    """T."""
+
+    def neighbour(self, frames: Tensor, step: int) -> Tensor:
+        """Return the frame after (1) or before (-1) each frame of a clip; at the ends, the frame itself."""
+        t = frames % self.length
+        return frames + ((t + step).clamp(0, self.length - 1) - t)
 
     @classmethod
     def of(cls, world: World, device: torch.device) -> Motion:
         """Compose the maps in float64."""
+        T = world.world_from_cam.shape[1]
         cam_from_world = np.linalg.inv(world.world_from_cam)
         cam_from_local = (cam_from_world[:, :, None] @ world.world_from_local)[..., :3, :]
-        pixels = world.K[:, None, None] @ cam_from_local  # (B, T, P + 1, 3, 4)
+        pixels = world.K[:, None, None] @ cam_from_local  # (B, T, S, 3, 4)
         after = np.concatenate([pixels[:, 1:], pixels[:, -1:]], 1)
         before = np.concatenate([pixels[:, :1], pixels[:, :-1]], 1)
         step = np.diff(world.world_from_local, axis=1)[..., :3, :]
@@ -51,23 +59,12 @@ class Motion:
             table(before),
             table(step),
             moving,
-            torch.from_numpy(world.K).float().to(device),
+            torch.from_numpy(world.K).float().to(device).repeat_interleave(T, 0),
+            T,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """Motion labels of B clips; shapes as in ``ClipBatch``."""
-
-    flow: Tensor
-    flow_backward: Tensor
-    occluded: Tensor
-    occluded_backward: Tensor
-    scene_flow: Tensor
-    motion_mask: Tensor
-
-
-def _apply(table: Tensor, row: Tensor, q: list[Tensor]) -> list[Tensor]:
+def _apply(table: Tensor, row: Tensor, q: tuple[Tensor, ...]) -> list[Tensor]:
     m = look_up(table, row)
     return [
         torch.addcmul(m[4 * i + 3], m[4 * i], q[0])
@@ -89,12 +86,13 @@ def _judge_by_neighbours(
     slot: Tensor,
     pixel: list[Tensor],
     z: Tensor,
-    room: int,
+    convex: int,
 ) -> tuple[Tensor, Tensor]:
     """Return which points are surely seen and which are surely hidden, (M,) bool each.
 
     Seen: the four pixels around the point show its own solid, and their inverse depth, linear across a plane,
-    agrees. Hidden: all four show one other solid, nearer; solids are convex, so that it covers the point too.
+    agrees. Hidden: all four show one other solid, nearer and convex (the first ``convex`` slots), so that it covers
+    the point too.
     """
     inverse_depth, slots = maps
     H, W = slots.shape[1:]
@@ -110,7 +108,7 @@ def _judge_by_neighbours(
     own = first == slot
     seen = uniform & own & (here.mul_(z).sub_(1).abs_() < 3 * _SAME_SURFACE)
     farthest = torch.minimum(torch.minimum(d00, d01), torch.minimum(d10, d11))
-    hidden = uniform & ~own & (first != room) & (farthest.mul_(z) > 1 + _SAME_SURFACE)
+    hidden = uniform & ~own & (first < convex) & (farthest.mul_(z) > 1 + _SAME_SURFACE)
     return seen, hidden
 
 
@@ -152,7 +150,7 @@ def _hidden(
     H, W = maps[1].shape[1:]
     u, v = pixel
     inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5) & (z > 0)
-    seen, hidden = _judge_by_neighbours(maps, target, slot, pixel, z, len(solids.kinds) - 1)
+    seen, hidden = _judge_by_neighbours(maps, target, slot, pixel, z, CONVEX_SLOTS)
     hidden |= ~inside
     unsure = (~(seen | hidden)).nonzero()[:, 0]
     if len(unsure):
@@ -162,41 +160,38 @@ def _hidden(
 
 
 def follow(
-    motion: Motion, solids: Solids, surfaces: Surfaces, shape: tuple[int, int, int, int]
-) -> Labels:
-    """Compute all motion labels of B clips from the surfaces that their pixels see."""
-    B, T, H, W = shape
+    motion: Motion,
+    solids: Solids,
+    surfaces: Surfaces,
+    maps: tuple[Tensor, Tensor],
+    step: int,
+) -> tuple[Tensor, Tensor]:
+    """Follow the surfaces of some frames into the next (step 1) or previous (step -1) ones.
+
+    Args:
+        motion: maps of all solids.
+        solids: of all N frames.
+        surfaces: seen by n of the frames.
+        maps: inverse depth and slot of all frames, (N, H, W).
+        step: 1 or -1. At a clip's end the "neighbour" is the frame itself: drop that result.
+
+    Returns:
+        flow (n, H, W, 2) in pixels, and whether the point is hidden or outside there (n, H, W).
+    """
+    n, H, W = surfaces.shape
     device = surfaces.depth.device
-    per_frame = H * W
-    inverse_depth = surfaces.depth.reciprocal().view(B * T, H, W)
-    slots = surfaces.slot.view(B * T, H, W)
-    K = motion.K.repeat_interleave(T, 0)
-    u = torch.arange(W, device=device, dtype=torch.float32).expand(B, T - 1, H, W)
-    v = torch.arange(H, device=device, dtype=torch.float32)[:, None].expand(B, T - 1, H, W)
-    frame = torch.arange(B * T, device=device).view(B, T)
+    table = motion.pixels_next if step == 1 else motion.pixels_previous
+    pu, pv, z = _apply(table, surfaces.row, surfaces.q)
+    pu, pv = pu.div_(z), pv.div_(z)
+    neighbour = motion.neighbour(surfaces.frames, step).repeat_interleave(H * W)
+    hidden = _hidden(motion.K, solids, neighbour, surfaces.slot, maps, [pu, pv], z)
+    u = torch.arange(W, device=device, dtype=torch.float32)
+    v = torch.arange(H, device=device, dtype=torch.float32)[:, None]
+    flow = torch.stack((pu.view(n, H, W) - u, pv.view(n, H, W) - v), -1)
+    return flow, hidden.view(n, H, W)
 
-    def part(values: Tensor, frames: slice) -> Tensor:
-        return values.view(B, T, per_frame)[:, frames].flatten()
 
-    def towards(table: Tensor, source: slice, target: slice) -> tuple[Tensor, Tensor]:
-        row = part(surfaces.row, source)
-        q = [part(component, source) for component in surfaces.q]
-        pu, pv, z = _apply(table, row, q)
-        pu, pv = pu / z, pv / z
-        index = frame[:, target].repeat_interleave(per_frame, 1).flatten()
-        hidden = _hidden(
-            K, solids, index, part(surfaces.slot, source), (inverse_depth, slots), [pu, pv], z
-        )
-        flow = torch.stack((pu.view_as(u) - u, pv.view_as(v) - v), -1)
-        return flow, hidden.view(B, T - 1, H, W)
-
-    early, late = slice(0, T - 1), slice(1, T)
-    flow, occluded = towards(motion.pixels_next, early, late)
-    back, occluded_back = towards(motion.pixels_previous, late, early)
-    shift = _apply(
-        motion.displacement, part(surfaces.row, early), [part(q, early) for q in surfaces.q]
-    )
-    mask = motion.is_moving.index_select(0, surfaces.row).view(B, T, H, W)
-    return Labels(
-        flow, back, occluded, occluded_back, torch.stack(shift, -1).view(B, T - 1, H, W, 3), mask
-    )
+def displacement(motion: Motion, surfaces: Surfaces) -> Tensor:
+    """Return the movement in the world of the surface points until the next frame, (n, H, W, 3)."""
+    shift = _apply(motion.displacement, surfaces.row, surfaces.q)
+    return torch.stack(shift, -1).view(*surfaces.shape, 3)

@@ -23,6 +23,10 @@ class SceneOptions:
     """Share of dynamic clips with a walking figure."""
     outdoor_share: float = 0.4
     """Share of clips on open ground; the rest are in rooms."""
+    shadow_share: float = 0.75
+    """Share of clips with cast shadows."""
+    fog_share: float = 0.2
+    """Share of clips with fog."""
     camera_weights: tuple[float, ...] = (1.0, 1.0, 2.5, 2.0, 1.0, 1.0, 1.0)
     """Weights of static, rotation, handheld, forward, orbit, lateral, drone."""
     camera_turn: tuple[float, float] = (0.0005, 0.06)
@@ -43,7 +47,14 @@ class SceneOptions:
     """Add blur, noise, exposure drift and other traces of real cameras."""
 
     def __post_init__(self) -> None:
-        for name in ("static_share", "figure_share", "outdoor_share", "photo_share"):
+        for name in (
+            "static_share",
+            "figure_share",
+            "outdoor_share",
+            "shadow_share",
+            "fog_share",
+            "photo_share",
+        ):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ConfigError(f"{name} must lie in [0, 1], got {value}")

@@ -10,7 +10,6 @@ masks follow from the geometry alone, never from the pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -19,9 +18,9 @@ from torch import Tensor
 
 from stream4d.train.casting import ROOM, Solids, cast
 from stream4d.train.clip import ClipBatch, concatenate
-from stream4d.train.labels import Motion, follow
+from stream4d.train.labels import Motion, displacement, follow
 from stream4d.train.options import SceneOptions
-from stream4d.train.shading import Surfaces, shade
+from stream4d.train.shading import Surfaces, make_look, shade
 from stream4d.train.textures import make_atlas
 from stream4d.train.worlds import KINDS, World, sample_world
 
@@ -29,6 +28,8 @@ __all__ = ["ClipBatch", "SceneOptions", "concatenate", "render_clips"]
 
 _PIXELS_A_PASS = 1 << 25
 """Pixels that an accelerator renders at once (about 150 float32 maps of them are alive)."""
+_PIXELS_IN_CACHE = 1 << 16
+"""On a CPU, frames are shaded a few at a time, so that the maps stay in the cache."""
 
 
 def _local_from_cam(world: World) -> np.ndarray:
@@ -55,23 +56,39 @@ def _in_view(world: World, size: tuple[int, int]) -> np.ndarray:
     return (inside & world.is_active[:, None]) | (kinds == ROOM)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rays:
-    """Normalised image coordinates of all pixels of N frames."""
-
-    x: Tensor  # (N, 1, W)
-    y: Tensor  # (N, H, 1)
-
-
-def _pixel_rays(K: Tensor, frames: int, size: tuple[int, int]) -> _Rays:  # K (B, 3, 3)
+def _pixel_rays(
+    K: Tensor, frames: int, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:  # K (B, 3, 3) -> (N, 1, W), (N, H, 1)
+    """Return normalised image coordinates x and y of all pixels."""
     H, W = size
     u = torch.arange(W, device=K.device, dtype=torch.float32)
     v = torch.arange(H, device=K.device, dtype=torch.float32)
     x = (u - K[:, 0, 2, None]) / K[:, 0, 0, None]
     y = (v - K[:, 1, 2, None]) / K[:, 1, 1, None]
-    return _Rays(
-        x.repeat_interleave(frames, 0)[:, None], y.repeat_interleave(frames, 0)[:, :, None]
-    )
+    return x.repeat_interleave(frames, 0)[:, None], y.repeat_interleave(frames, 0)[:, :, None]
+
+
+def _gather_solids(world: World, size: tuple[int, int], device: torch.device) -> Solids:
+    T = world.world_from_cam.shape[1]
+    local_from_cam = torch.from_numpy(_local_from_cam(world)[..., :3, :]).float()
+    waves = torch.from_numpy(world.waves).float().to(device).repeat_interleave(T, 0)
+    in_view = torch.from_numpy(_in_view(world, size)).flatten(0, 1)
+    return Solids(KINDS, local_from_cam.flatten(0, 1).to(device), in_view, waves)
+
+
+def _empty(B: int, T: int, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """Allocate the maps that rendering fills, per frame (the last pair of each clip is dropped later)."""
+    shape = (B * T, *size)
+    return {
+        "rgb": torch.empty(B * T, 3, *size, device=device),
+        "flow": torch.empty(*shape, 2, device=device),
+        "flow_backward": torch.empty(*shape, 2, device=device),
+        "scene_flow": torch.empty(*shape, 3, device=device),
+        "occluded": torch.empty(shape, dtype=torch.bool, device=device),
+        "occluded_backward": torch.empty(shape, dtype=torch.bool, device=device),
+        "motion_mask": torch.empty(shape, dtype=torch.bool, device=device),
+        "is_sky": torch.empty(shape, dtype=torch.bool, device=device),
+    }
 
 
 def _render(
@@ -80,32 +97,50 @@ def _render(
     """Render whole clips in one pass."""
     B, T = world.world_from_cam.shape[:2]
     H, W = size
+    N = B * T
     K = torch.from_numpy(world.K).float().to(device)
-    local_from_cam = torch.from_numpy(_local_from_cam(world)[..., :3, :]).float()
-    in_view = torch.from_numpy(_in_view(world, size)).flatten(0, 1)
-    solids = Solids(KINDS, local_from_cam.flatten(0, 1).to(device), in_view)
-    rays = _pixel_rays(K, T, size)
-    depth, slot = cast(solids, rays.x, rays.y)
-    surfaces = Surfaces.at(solids, rays.x, rays.y, depth, slot)
-    rgb, is_sky = shade(world, surfaces, atlas, tiles, K)
-    labels = follow(Motion.of(world, device), solids, surfaces, (B, T, H, W))
-    valid = torch.ones_like(labels.occluded)
-    known = torch.ones(B, dtype=torch.bool, device=device)
+    solids = _gather_solids(world, size, device)
+    x, y = _pixel_rays(K, T, size)
+    depth, slot = cast(solids, x, y)
+    maps = (depth.reciprocal(), slot)
+    look = make_look(world, solids, device)
+    motion = Motion.of(world, device)
+    out = _empty(B, T, size, device)
+    step = N if device.type != "cpu" else max(1, _PIXELS_IN_CACHE // (H * W))
+    for start in range(0, N, step):
+        some = slice(start, min(start + step, N))
+        frames = torch.arange(some.start, some.stop, device=device)
+        surfaces = Surfaces.at(solids, frames, x[some], y[some], depth[some], slot[some])
+        rgb, sky = shade(look, surfaces, atlas, tiles)
+        out["rgb"][some] = rgb.view(3, -1, H, W).transpose(0, 1)
+        out["is_sky"][some] = sky.view(-1, H, W)
+        out["flow"][some], out["occluded"][some] = follow(motion, solids, surfaces, maps, 1)
+        out["flow_backward"][some], out["occluded_backward"][some] = follow(
+            motion, solids, surfaces, maps, -1
+        )
+        out["scene_flow"][some] = displacement(motion, surfaces)
+        out["motion_mask"][some] = motion.is_moving.index_select(0, surfaces.row).view(-1, H, W)
+    return _package(world, out, depth, K)
+
+
+def _package(world: World, out: dict[str, Tensor], depth: Tensor, K: Tensor) -> ClipBatch:
+    B, T = world.world_from_cam.shape[:2]
+    maps = {name: value.unflatten(0, (B, T)) for name, value in out.items()}
+    valid = ~maps.pop("is_sky")
+    for name in ("flow", "occluded", "scene_flow"):
+        maps[name] = maps[name][:, :-1]
+    for name in ("flow_backward", "occluded_backward"):
+        maps[name] = maps[name][:, 1:]
+    known = torch.ones(B, dtype=torch.bool, device=K.device)
     return ClipBatch(
-        rgb=rgb.view(3, B, T, H, W).permute(1, 2, 0, 3, 4).contiguous(),
-        depth=depth.view(B, T, H, W),
-        K=K[:, None].expand(B, T, 3, 3).contiguous(),
-        world_from_cam=torch.from_numpy(world.world_from_cam).float().to(device),
-        flow=labels.flow,
-        flow_backward=labels.flow_backward,
-        occluded=labels.occluded,
-        occluded_backward=labels.occluded_backward,
-        scene_flow=labels.scene_flow,
-        motion_mask=labels.motion_mask,
-        valid_depth=~is_sky.view(B, T, H, W),
-        valid_flow=valid,
-        valid_flow_backward=valid,
-        valid_motion=torch.ones(B, T, H, W, dtype=torch.bool, device=device),
+        **maps,
+        depth=depth.unflatten(0, (B, T)),
+        K=K[:, None].expand(B, T, 3, 3),
+        world_from_cam=torch.from_numpy(world.world_from_cam).float().to(K.device),
+        valid_depth=valid,
+        valid_flow=torch.ones_like(maps["occluded"]),
+        valid_flow_backward=torch.ones_like(maps["occluded"]),
+        valid_motion=torch.ones_like(maps["motion_mask"]),
         has_pose=known,
         has_intrinsics=known,
         is_metric=~known,

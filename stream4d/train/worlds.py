@@ -21,13 +21,14 @@ from stream4d.train.cameras import (
     sample_trajectories,
     smooth_noise,
 )
-from stream4d.train.casting import BOX, CYLINDER, ELLIPSOID, ROOM
+from stream4d.train.casting import BOX, CYLINDER, ELLIPSOID, ROOM, TERRAIN
 from stream4d.train.options import SceneOptions
 from stream4d.train.textures import SKY_TILES
 
-KINDS = (BOX,) * 10 + (ELLIPSOID,) * 9 + (CYLINDER,) * 9 + (ROOM,)
-"""Kind of each slot; the last is the room or open ground around everything."""
-SLOTS = len(KINDS) - 1
+KINDS = (BOX,) * 10 + (ELLIPSOID,) * 9 + (CYLINDER,) * 9 + (TERRAIN, ROOM)
+"""Kind of each of the S slots; the last is the room or open ground around everything."""
+SLOTS = CONVEX_SLOTS = len(KINDS) - 2
+"""The slots before the terrain and the room: convex solids."""
 FLOOR_FACE = 3
 """Faces are numbered 2·axis + (1 where the local coordinate is positive); y points down."""
 _GROUPS = 6
@@ -48,19 +49,27 @@ class World:
     world_from_cam: Floats
     """(B, T, 4, 4); the first is the identity."""
     world_from_local: Floats
-    """(B, T, P + 1, 4, 4) affine: the unit frame of each solid → world."""
+    """(B, T, S, 4, 4) affine: the unit frame of each solid → world."""
     is_active: npt.NDArray[np.bool_]
-    """(B, P + 1)."""
+    """(B, S)."""
     extents: Floats
-    """(B, P + 1, 3) half sizes at rest, for texture coordinates."""
+    """(B, S, 3) half sizes at rest, for texture coordinates."""
     materials: Floats
-    """(B, P + 1, 6, len(MATERIAL)) one row a face."""
+    """(B, S, 6, len(MATERIAL)) one row a face."""
     light: Floats
     """(B, 3) unit vector towards the light, in the world."""
     ambient: Floats
     """(B,) share of light that comes from everywhere."""
-    down: Floats
-    """(B, 3) gravity in the world."""
+    waves: Floats
+    """(B, 4, 4) height field of the terrain: rows of (kx, kz, phase, amplitude)."""
+    world_from_light: Floats
+    """(B, 4, 4) the light as a camera that looks at the scene."""
+    light_reach: Floats
+    """(B,) radius of what the light's camera covers; it stands four radii away."""
+    has_shadow: npt.NDArray[np.bool_]
+    """(B,) solids throw shadows."""
+    fog: Floats
+    """(B, 4) colour and density per world unit."""
 
 
 @dataclass(slots=True)
@@ -269,12 +278,12 @@ def _room(
 
 def _materials(
     rng: np.random.Generator, extents: Floats, outdoors: npt.NDArray[np.bool_], tiles: int
-) -> Floats:  # (B, P + 1, 6, F)
-    B, P1 = extents.shape[:2]
-    shape = (B, P1, 6)
+) -> Floats:  # (B, S, 6, F)
+    B, S = extents.shape[:2]
+    shape = (B, S, 6)
     m = np.zeros((*shape, len(MATERIAL)))
     column = {name: i for i, name in enumerate(MATERIAL)}
-    same = rng.random((B, P1, 1)) < 0.7  # most solids wear one texture all round
+    same = rng.random((B, S, 1)) < 0.7  # most solids wear one texture all round
 
     def per_face(values: Floats) -> Floats:
         return np.where(same, values[..., :1], values)
@@ -298,6 +307,7 @@ def _materials(
     room[..., column["density"]] = 1 / tile_m
     room[..., column["detail_density"]] = log_uniform(rng, 3, 9, (B, 6)) / tile_m
     sky = outdoors[:, None] & (np.arange(6) != FLOOR_FACE)
+    m[:, -2] = room[:, FLOOR_FACE, None]  # the terrain is the floor
     room[..., column["is_sky"]] = sky
     sky_tile = np.broadcast_to(rng.integers(0, SKY_TILES, (B, 1)), (B, 6))
     room[..., column["tile"]] = np.where(sky, sky_tile, room[..., column["tile"]])
@@ -306,6 +316,48 @@ def _materials(
     )
     room[..., column["detail"]] = np.where(sky, 0, room[..., column["detail"]])
     return m
+
+
+def _terrain(
+    rng: np.random.Generator, scale: Floats, floor: Floats, present: npt.NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Return pose (B, 4, 4) and waves (B, 4, 4) of hilly ground; the camera starts above it."""
+    B = len(scale)
+    length = log_uniform(rng, 1.5, 25.0, (B, 4)) * scale[:, None]
+    k = 2 * np.pi / length
+    direction = rng.uniform(0, 2 * np.pi, (B, 4))
+    amplitude = rng.uniform(0.01, 0.05, (B, 4)) * length
+    amplitude *= np.minimum(1, 0.7 * floor / amplitude.sum(1))[:, None] * present[:, None]
+    pose = np.tile(np.eye(4), (B, 1, 1))
+    pose[:, 1, 3] = floor
+    phase = rng.uniform(0, 2 * np.pi, (B, 4))
+    return pose, np.stack([k * np.cos(direction), k * np.sin(direction), phase, amplitude], -1)
+
+
+def _light(
+    rng: np.random.Generator, cameras: Floats, scale: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Return the direction to the light (B, 3), its camera's pose (B, 4, 4) and the radius it covers (B,)."""
+    B = len(scale)
+    towards = np.stack(
+        [rng.normal(0, 0.7, B), -np.abs(rng.normal(1, 0.3, B)) - 0.2, rng.normal(-0.3, 0.7, B)], -1
+    )
+    towards /= np.linalg.norm(towards, axis=-1, keepdims=True)
+    reach = 8.0 * scale
+    focus = cameras[:, :, :3, 3].mean(1) + cameras[:, :, :3, 2].mean(1) * 5.0 * scale[:, None]
+    pose = np.tile(np.eye(4), (B, 1, 1))
+    side = np.cross(towards, [0.3, 0.1, 1.0])
+    side /= np.linalg.norm(side, axis=-1, keepdims=True)
+    pose[:, :3, :3] = np.stack([side, np.cross(-towards, side), -towards], -1)
+    pose[:, :3, 3] = focus + towards * 4 * reach[:, None]
+    return towards, pose, reach
+
+
+def _fog(rng: np.random.Generator, scale: Floats, share: float) -> Floats:
+    B = len(scale)
+    colour = rng.uniform(0.5, 0.9, (B, 1)) + rng.normal(0, 0.04, (B, 3))
+    density = log_uniform(rng, 0.01, 0.2, (B,)) / scale * (rng.random(B) < share)
+    return np.concatenate([colour, density[:, None]], 1)
 
 
 def sample_world(
@@ -321,10 +373,10 @@ def sample_world(
     turn = log_uniform(rng, *options.camera_turn, (B,)) * W / lens.focal
     typical = 4.0 * scale
     move = log_uniform(rng, *options.camera_move, (B,)) * W / lens.focal * typical
-    tilt = np.tile(np.eye(4), (B, 1, 1))
-    tilt[:, :3, :3] = _tilt(rng, styles)
+    gravity_from_world = np.tile(np.eye(4), (B, 1, 1))
+    gravity_from_world[:, :3, :3] = _tilt(rng, styles)
     path = sample_trajectories(rng, styles, frames, turn, move, typical)
-    cameras = tilt[:, None] @ path
+    cameras = gravity_from_world[:, None] @ path
     floor = rng.uniform(0.6, 1.8, B) * scale
     layout = _place(rng, lens, size, cameras, scale, floor, options)
     _form_groups(rng, layout, options)
@@ -332,22 +384,24 @@ def sample_world(
         _add_figure(rng, layout, int(b))
     solids = _animate(rng, layout, lens, W, cameras, options)
     room, half = _room(rng, cameras, scale, floor, outdoors)
-    extents = np.concatenate([layout.extents, half[:, None]], 1)
-    room_over_time = np.broadcast_to(room[:, None, None], (B, frames, 1, 4, 4))
-    world_from_gravity = tilt.swapaxes(-1, -2)  # a rotation about the origin
-    light = np.stack(
-        [rng.normal(0, 0.7, B), -np.abs(rng.normal(1, 0.3, B)), rng.normal(-0.3, 0.7, B)], -1
-    )
-    light /= np.linalg.norm(light, axis=-1, keepdims=True)
-    R = world_from_gravity[:, :3, :3]
+    hilly = outdoors & (rng.random(B) < 0.5)
+    ground, waves = _terrain(rng, scale, floor, hilly)
+    extents = np.concatenate([layout.extents, np.ones((B, 1, 3)), half[:, None]], 1)
+    still = np.stack([ground, room], 1)[:, None].repeat(frames, 1)  # (B, T, 2, 4, 4)
+    world_from_gravity = gravity_from_world.swapaxes(-1, -2)  # a rotation about the origin
+    towards, light_pose, reach = _light(rng, cameras, scale)
     return World(
         K=lens.K,
         world_from_cam=path,
-        world_from_local=world_from_gravity[:, None, None] @ np.concatenate([solids, room_over_time], 2),
-        is_active=np.concatenate([layout.active, np.ones((B, 1), bool)], 1),
+        world_from_local=world_from_gravity[:, None, None] @ np.concatenate([solids, still], 2),
+        is_active=np.concatenate([layout.active, hilly[:, None], np.ones((B, 1), bool)], 1),
         extents=extents,
         materials=_materials(rng, extents, outdoors, options.tiles),
-        light=np.einsum("bij,bj->bi", R, light),
+        light=np.einsum("bij,bj->bi", world_from_gravity[:, :3, :3], towards),
         ambient=rng.uniform(0.35, 0.75, B),
-        down=R[:, :, 1],
-    )  # fmt: skip
+        waves=waves,
+        world_from_light=world_from_gravity @ light_pose,
+        light_reach=reach,
+        has_shadow=rng.random(B) < options.shadow_share,
+        fog=_fog(rng, scale, options.fog_share),
+    )
