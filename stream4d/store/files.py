@@ -8,7 +8,6 @@ from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
 
 from stream4d.packets import Array
 from stream4d.store.schema import FRAMES_PER_CHUNK, FRAMES_PER_SHARD, ArraySpec
@@ -24,6 +23,14 @@ def replace_file(path: Path, data: bytes) -> None:
     with partial.open("wb") as file:
         file.write(data)
     os.replace(partial, path)
+
+
+def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
+    """Write all of ``data`` at a position of an unbuffered file."""
+    file.seek(offset)
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def read_index(path: Path) -> Array:  # -> (FRAMES_PER_SHARD, 2) uint64: offset, length
@@ -63,6 +70,7 @@ class MapFile:
         self._file: BinaryIO | None = None
         self._index = np.full((FRAMES_PER_SHARD, 2), EMPTY, "<u8")
         self._end = INDEX_BYTES
+        self._waiting: list[bytes] = []
         self._cut_after(committed)
 
     def _path(self, shard: int) -> Path:
@@ -94,16 +102,19 @@ class MapFile:
         if chunk is not None:
             if self._file is None:
                 self._file = self._path(self._count // FRAMES_PER_SHARD).open("w+b", buffering=0)
-            self._write(self._end, chunk)
             self._index[slot] = self._end, len(chunk)
             self._end += len(chunk)
+            self._waiting.append(chunk)
         self._count += 1
 
     def flush(self) -> None:
-        """Publish the chunks appended so far in the shard's index."""
+        """Write the chunks appended so far, then publish them in the shard's index."""
         if self._file is not None:
+            data = b"".join(self._waiting)
+            write_at(self._file, self._end - len(data), data)
+            self._waiting.clear()
             raw = self._index.tobytes()
-            self._write(0, raw + _checksum(raw))
+            write_at(self._file, 0, raw + _checksum(raw))
 
     def close(self) -> None:
         """Publish, and let the file go."""
@@ -112,73 +123,61 @@ class MapFile:
             self._file.close()
             self._file = None
 
-    def _write(self, offset: int, data: bytes) -> None:
-        assert self._file is not None
-        self._file.seek(offset)
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-
 
 class RowFile:
-    """The growing chunks of one small array. Only the last chunk is held; a chunk file is replaced whole."""
+    """The growing chunks of one small array, uncompressed: rows are written into their place in the file.
+
+    Rows that are committed are only touched by ``put``.
+
+    Raises:
+        OSError: a chunk file cannot be read or written.
+        ValueError: a chunk file is cut short.
+    """
 
     def __init__(self, folder: Path, spec: ArraySpec, committed: int) -> None:
         self._folder = folder
         self._suffix = ".0" * len(spec.sizes)
         self._dtype = np.dtype(spec.dtype).newbyteorder("<")
-        self._shape = (FRAMES_PER_CHUNK, *spec.sizes)
-        self._fill = spec.fill
-        self._codec = Zstd(level=1)
+        self._blank = np.full((FRAMES_PER_CHUNK, *spec.sizes), spec.fill, self._dtype)
+        self._row_bytes = self._blank[:1].nbytes
         self._count = committed
-        self._is_changed = False
-        last = (committed - 1) // FRAMES_PER_CHUNK
-        self._rows = self._load(last) if committed else self._blank()
+        self._waiting: list[Array] = []
 
     def append(self, value: Array | int | float | bool) -> None:
-        """Add the row of the next frame."""
-        slot = self._count % FRAMES_PER_CHUNK
-        if slot == 0 and self._count:
-            self.flush()
-            self._rows = self._blank()
-        self._rows[slot] = value
-        self._count += 1
-        self._is_changed = True
+        """Add the row of the next frame; it is in the file after ``flush``."""
+        self._waiting.append(np.broadcast_to(value, self._blank.shape[1:]).astype(self._dtype))
 
     def flush(self) -> None:
         """Write the rows appended so far."""
-        if self._is_changed:
-            self._store((self._count - 1) // FRAMES_PER_CHUNK, self._rows)
-            self._is_changed = False
+        if self._waiting:
+            first, rows = self._count, np.stack(self._waiting)
+            self._count += len(rows)
+            self._waiting.clear()
+            self.put(np.arange(first, self._count), rows)
 
     def get(self, indices: Array) -> Array:
-        """Return rows that were appended, by frame index."""
-        chunks = {number: self._chunk(number) for number in np.unique(indices // FRAMES_PER_CHUNK)}
-        return np.stack(
-            [chunks[i // FRAMES_PER_CHUNK][i % FRAMES_PER_CHUNK] for i in indices.tolist()]
-        )
+        """Return rows that were flushed, by frame index."""
+        rows = [self._read(number) for number in range(int(indices.max()) // FRAMES_PER_CHUNK + 1)]
+        return np.concatenate(rows)[indices]
 
     def put(self, indices: Array, values: Array) -> None:
-        """Replace rows, chunk by chunk, and write them."""
-        for number in np.unique(indices // FRAMES_PER_CHUNK).tolist():
-            here = indices // FRAMES_PER_CHUNK == number
-            rows = self._chunk(number)
-            rows[indices[here] % FRAMES_PER_CHUNK] = values[here]
-            self._store(number, rows)
+        """Write rows at increasing frame indices, each run of neighbours at once."""
+        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+        for run in np.split(np.arange(len(indices)), starts[1:]):
+            first = int(indices[run[0]])
+            while len(run):
+                number, slot = divmod(first, FRAMES_PER_CHUNK)
+                here = run[: FRAMES_PER_CHUNK - slot]
+                self._write(number, slot, values[here].astype(self._dtype).tobytes())
+                first, run = first + len(here), run[len(here) :]
 
-    def _chunk(self, number: int) -> Array:
-        is_last = self._count and number == (self._count - 1) // FRAMES_PER_CHUNK
-        return self._rows if is_last else self._load(number)
+    def _write(self, number: int, slot: int, data: bytes) -> None:
+        path = self._folder / f"c.{number}{self._suffix}"
+        if not path.exists():
+            replace_file(path, self._blank.tobytes())
+        with path.open("r+b", buffering=0) as file:
+            write_at(file, slot * self._row_bytes, data)
 
-    def _path(self, number: int) -> Path:
-        return self._folder / f"c.{number}{self._suffix}"
-
-    def _blank(self) -> Array:
-        return np.full(self._shape, self._fill, self._dtype)
-
-    def _load(self, number: int) -> Array:
-        raw = self._codec.decode(self._path(number).read_bytes())
-        return np.frombuffer(raw, self._dtype).reshape(self._shape).copy()
-
-    def _store(self, number: int, rows: Array) -> None:
-        replace_file(self._path(number), self._codec.encode(rows.tobytes()))
+    def _read(self, number: int) -> Array:
+        raw = (self._folder / f"c.{number}{self._suffix}").read_bytes()
+        return np.frombuffer(raw, self._dtype).reshape(self._blank.shape)

@@ -222,7 +222,7 @@ def array_metadata(
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, *inner]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN" if spec.fill != spec.fill else spec.fill,
-        "codecs": _map_codecs(inner, dtype, level) if spec.is_map else _row_codecs(dtype),
+        "codecs": _map_codecs(inner, dtype, level) if spec.is_map else [_bytes_codec(dtype)],
         "attributes": attributes,
         "dimension_names": ["index", *spec.dims],
         "storage_transformers": [],
@@ -233,10 +233,6 @@ def _bytes_codec(dtype: str) -> dict[str, Any]:
     if np.dtype(dtype).itemsize == 1:
         return {"name": "bytes"}
     return {"name": "bytes", "configuration": {"endian": "little"}}
-
-
-def _row_codecs(dtype: str) -> list[dict[str, Any]]:
-    return [_bytes_codec(dtype), {"name": "zstd", "configuration": {"level": 1, "checksum": False}}]
 
 
 def _map_codecs(inner: tuple[int, ...], dtype: str, level: int) -> list[dict[str, Any]]:
@@ -290,14 +286,15 @@ _TAIL = f"""
 
 - Maps: one chunk a frame (blosc: zstd with bit shuffle), {FRAMES_PER_SHARD} frames a shard, shard index at the
   start. A shard only ever grows: new chunks go to its end, then the index (500 bytes, one disk sector) is replaced.
-- Small arrays: chunks of {FRAMES_PER_CHUNK} rows, zstd; a chunk file is replaced atomically.
+- Small arrays: chunks of {FRAMES_PER_CHUNK} rows, uncompressed; new rows are written into their place.
 - The commit: the root `zarr.json` is replaced atomically. It holds `committed` and the consolidated metadata
   with the shapes of all arrays, so that every reader sees exactly the committed frames, whatever else is on the
   disk. Bytes beyond them are cut off on resume. The `zarr.json` of single arrays follows when the run ends.
 - Killing the process at any moment loses nothing committed. After a power failure the operating system may not
   yet have written the last seconds; a file that is missing or fails its checksum is reported, not read as data.
 - `resume.npz` (only in unfinished stores) is the state that `--resume` starts from: plain arrays, no pickle.
-- Pose revisions rewrite `world_from_cam` and `depth_scale`; depth maps are never rewritten.
+- Pose revisions rewrite `world_from_cam` and `depth_scale`; depth maps are never rewritten. The new rows are
+  published in the root first (`pending_revision`), so that a kill halfway is made good on the next open.
 """
 
 
