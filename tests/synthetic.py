@@ -88,6 +88,10 @@ class Scene:
     """Sets the speed of the camera."""
     seed: int = 0
     tables: tuple[Array, ...] = field(init=False, repr=False)
+    casts: dict[float, tuple[Array, Array, Array]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """The last few frames cast: everything asked of a frame shares one."""
 
     def __post_init__(self) -> None:
         tables = tuple(_noise_table(self.seed * 100 + i) for i in range(6 + len(self.balls)))
@@ -132,6 +136,13 @@ class Scene:
 
     def _cast(self, t: float) -> tuple[Array, Array, Array]:
         """Return points in the world (H, W, 3), surface number (H, W) and z-depth of frame ``t``."""
+        if t not in self.casts:
+            if len(self.casts) >= 6:
+                del self.casts[next(iter(self.casts))]
+            self.casts[t] = self._cast_anew(t)
+        return self.casts[t]
+
+    def _cast_anew(self, t: float) -> tuple[Array, Array, Array]:
         pose = self.world_from_cam(t)
         rays = camera.pixel_rays(self.K, self.height, self.width) @ pose[:3, :3].T
         origin = pose[:3, 3]

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """Numba kernels of the pose chain: patch alignment, pose-only refinement, bundle adjustment, depth of a patch.
 
 They see arrays and scalars only; callers check and allocate. Shared words: ``cam`` is (fx, fy, cx, cy); poses are
@@ -19,7 +20,7 @@ SIDE = 2 * HALF + 1
 
 
 @njit(cache=True, nogil=True)
-def _bilinear(image, u, v):  # type: ignore[no-untyped-def]
+def _bilinear(image, u, v):
     x, y = int(u), int(v)
     fx, fy = u - x, v - y
     top = image[y, x] * (1.0 - fx) + image[y, x + 1] * fx
@@ -28,7 +29,7 @@ def _bilinear(image, u, v):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def sample_template(image, u, v, warp, out):  # type: ignore[no-untyped-def]
+def sample_template(image, u, v, warp, out):
     """Read a warped (SIDE + 2) square around (u, v) into ``out``; False where it leaves the image."""
     H, W = image.shape
     for i in range(SIDE + 2):
@@ -43,7 +44,7 @@ def sample_template(image, u, v, warp, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def align_patch(template, image, u, v, iterations):  # type: ignore[no-untyped-def]
+def align_patch(template, image, u, v, iterations):
     """Move (u, v) until ``image`` there looks like ``template`` (inverse compositional, gain and bias free).
 
     Baker & Matthews, "Lucas–Kanade 20 years on", 2004. Returns u, v, correlation (−1: failed), the smaller
@@ -109,7 +110,7 @@ def align_patch(template, image, u, v, iterations):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True, nogil=True)
-def _relate(P, Q, R, t):  # type: ignore[no-untyped-def]
+def _relate(P, Q, R, t):
     """Write the camera-P-from-camera-Q rotation and translation of two camera-from-world poses."""
     for i in range(3):
         for j in range(3):
@@ -119,14 +120,14 @@ def _relate(P, Q, R, t):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _carry(R, t, ray, rho, q):  # type: ignore[no-untyped-def]
+def _carry(R, t, ray, rho, q):
     """Write q = R ray + rho t."""
     for i in range(3):
         q[i] = R[i, 0] * ray[0] + R[i, 1] * ray[1] + R[i, 2] * ray[2] + rho * t[i]
 
 
 @njit(cache=True, nogil=True)
-def _warp_of(cam, ray, rho, R, t, out):  # type: ignore[no-untyped-def]
+def _warp_of(cam, ray, rho, R, t, out):
     """Write the 2×2 that takes target pixel offsets to host offsets, for a patch facing its host. False: unusable."""
     q = np.empty(3)
     _carry(R, t, ray, rho, q)
@@ -147,7 +148,7 @@ def _warp_of(cam, ray, rho, R, t, out):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def align_patches(
     hosts, target, todo, cam, uv0, rays, rho, host, host_from_world, pose, uv, quality
-):  # type: ignore[no-untyped-def]
+):
     """Refine ``uv`` (N, 2) of the patches in ``todo`` in the target image, coarse to fine, and grade them.
 
     ``hosts`` and ``target`` are pyramids (tuples of levels). ``quality`` (N, 3) receives correlation, the smaller
@@ -192,7 +193,7 @@ def align_patches(
 
 
 @njit(cache=True, nogil=True)
-def so3_exp(phi, out):  # type: ignore[no-untyped-def]
+def so3_exp(phi, out):
     """Write Rodrigues' rotation of ``phi`` into ``out``."""
     x, y, z = phi[0], phi[1], phi[2]
     sq = x * x + y * y + z * z
@@ -207,7 +208,7 @@ def so3_exp(phi, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def move_pose(pose, xi):  # type: ignore[no-untyped-def]
+def move_pose(pose, xi):
     """Apply a left twist: rotation by exp, translation to first order, which is a valid retraction."""
     dR = np.empty((3, 3))
     so3_exp(xi[3:6], dR)
@@ -220,14 +221,14 @@ def move_pose(pose, xi):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _robust(sq, scale_sq):  # type: ignore[no-untyped-def]
+def _robust(sq, scale_sq):
     """Return the Geman–McClure weight of a squared error in σ²; scale_sq anneals from large to small (GNC)."""
     w = scale_sq / (scale_sq + sq)
     return w * w
 
 
 @njit(cache=True, nogil=True)
-def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, var, pose, scale_sq, A, g, out):  # type: ignore[no-untyped-def]
+def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, var, pose, scale_sq, A, g, out):
     """Build the 6×6 system of one pose; ``out`` (N) receives squared errors in σ². Returns the robust cost.
 
     The 2×2 covariance of each residual holds the measurement and the patch's own depth, so that a patch of unknown
@@ -288,7 +289,7 @@ def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, var, pose, scale
 
 
 @njit(cache=True, nogil=True)
-def _quadratic(A, x):  # type: ignore[no-untyped-def]
+def _quadratic(A, x):
     total = 0.0
     for i in range(len(x)):
         for j in range(len(x)):
@@ -297,7 +298,7 @@ def _quadratic(A, x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule, errors):  # type: ignore[no-untyped-def]
+def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule, errors):
     """Move ``pose`` (3, 4) to fit the patches; ``schedule`` lists the robust scale (σ²) of each iteration.
 
     ``prior`` (6, 6) is the information of staying at the initial pose. Returns the 6×6 information at the end.
@@ -343,7 +344,7 @@ def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule
 @njit(cache=True, nogil=True)
 def refine_depths(
     cam, rays, host, poses, obs_patch, obs_frame, obs_uv, obs_var, rho, rho_info, prior, prior_info
-):  # type: ignore[no-untyped-def]
+):
     """Fit the inverse depth of each patch to its observations with all poses held; Gauss–Newton, robust.
 
     Observations are sorted by patch. ``rho_info`` receives the information (1/variance) of each.
@@ -385,7 +386,7 @@ def refine_depths(
 
 
 @njit(cache=True, nogil=True)
-def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):  # type: ignore[no-untyped-def]
+def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
     """Write residual and its derivatives by host twist, target twist, inverse depth and log focal. False: behind."""
     q0 = R[0, 0] * ray[0] + R[0, 1] * ray[1] + R[0, 2] * ray[2] + rho * t[0]
     q1 = R[1, 0] * ray[0] + R[1, 1] * ray[1] + R[1, 2] * ray[2] + rho * t[1]
@@ -419,7 +420,7 @@ def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):  # type: ign
 @njit(cache=True, nogil=True)
 def bundle_cost(
     cam, rays, host, poses, rho, obs_patch, obs_frame, obs_uv, obs_var, scale_sq, prior, prior_info
-):  # type: ignore[no-untyped-def]
+):
     """Return the robust cost of the whole window."""
     R, t, q = np.empty((3, 3)), np.empty(3), np.empty(3)
     cost = 0.0
@@ -459,7 +460,7 @@ def bundle_system(
     E,
     C,
     gr,
-):  # type: ignore[no-untyped-def]
+):
     """Build the normal equations: H (D, D), b (D) of poses and focal; E (N, D), C (N), gr (N) of inverse depths.
 
     ``column`` (F) is the first column of a pose in H, or −1 where the pose is held; the last column is log focal.
@@ -506,7 +507,7 @@ def bundle_system(
 
 
 @njit(cache=True, nogil=True)
-def schur(H, b, E, C, gr, damping, S, s):  # type: ignore[no-untyped-def]
+def schur(H, b, E, C, gr, damping, S, s):
     """Eliminate the inverse depths: S = H − Eᵀ C⁻¹ E, s = b − Eᵀ C⁻¹ gr, with Levenberg damping on both blocks."""
     D = len(b)
     S[:] = H

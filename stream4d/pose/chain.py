@@ -13,10 +13,20 @@ import numpy as np
 
 from stream4d.config import ChainConfig
 from stream4d.geometry import camera
-from stream4d.packets import Array, Frame, PosedFrame, PoseRevision, Prediction, VideoInfo, Window
+from stream4d.packets import (
+    Array,
+    Frame,
+    PosedFrame,
+    PoseRevision,
+    Prediction,
+    State,
+    VideoInfo,
+    Window,
+)
 from stream4d.pose import dense, keyframes, patches, refine, start, track
 from stream4d.pose.map import LocalMap
 from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
+from stream4d.pose.state import pack, unpack
 
 MAX_HELD = 40
 """Frames held back while nothing has moved enough to start; then they leave with rotation only."""
@@ -25,6 +35,8 @@ START_PARALLAX = 0.015
 START_QUALITY = 6.0
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
+_SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost")
+"""Attributes that the state holds as numbers."""
 
 
 class PoseChain:
@@ -62,6 +74,31 @@ class PoseChain:
         """Return and forget the corrections of frames that have already left."""
         out, self._revisions = self._revisions, []
         return out
+
+    def state(self) -> State:
+        """Return everything that ``restore`` needs; bounded by the lag and the keyframes."""
+        out: State = {"scalars": np.array([getattr(self, name) for name in _SCALARS], np.float64)}
+        out["velocity"] = self._velocity.copy()
+        if self._map is not None:
+            out |= pack("map", self._map)
+        out["count"] = np.array(len(self._records))
+        for i, record in enumerate(self._records):
+            out |= pack(f"record{i:03d}", record)
+        return out
+
+    def restore(self, state: State) -> None:
+        """Go on from ``state``, exactly as the chain that gave it would have."""
+        for name, value in zip(_SCALARS, state["scalars"], strict=True):
+            setattr(self, name, type(getattr(self, name))(value))
+        self._velocity = np.array(state["velocity"])
+        self._map, self._records, self._revisions = None, [], []
+        if "map.K" in state:
+            H, W = self._shape
+            self._map = unpack(
+                "map", state, LocalMap(H, W, self._slots, self._per_frame, np.eye(3))
+            )
+        for i in range(int(state["count"])):
+            self._records.append(unpack(f"record{i:03d}", state, Record.empty()))
 
     # -- one frame -----------------------------------------------------------------------------------------
 

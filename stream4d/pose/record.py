@@ -59,6 +59,12 @@ class Record:
             np.eye(3, 4), -1, np.eye(4), np.zeros(0, np.int64), np.zeros(0), np.zeros((6, 6)),
         )  # fmt: skip
 
+    @classmethod
+    def empty(cls) -> Record:
+        """Return a record for ``state.unpack`` to fill."""
+        none = np.zeros(0)
+        return cls(0, 0, none, (), none, none, none, -1, none, none, none, none)
+
     def take(self, maps: Maps, previous: Record | None) -> None:
         """Keep what the model predicted of this frame."""
         self.flow_here, self.back_here, self.sigma_here = maps.flow, maps.flow_backward, maps.sigma

@@ -1,0 +1,26 @@
+"""Slow twins of the kernels: the textbook in a few lines of numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream4d.geometry import transforms
+from stream4d.packets import Array
+
+
+def umeyama(
+    source: Array, target: Array, weights: Array | None = None, *, with_scale: bool = True
+) -> Array:
+    """Return the similarity (4, 4) that takes ``source`` (N, 3) to ``target`` in weighted least squares.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
+    """
+    w = np.ones(len(source)) if weights is None else weights
+    w = w / w.sum()
+    mean_s, mean_t = w @ source, w @ target
+    A, B = source - mean_s, target - mean_t
+    U, D, Vt = np.linalg.svd((B * w[:, None]).T @ A)
+    S = np.diag([1.0, 1.0, np.sign(np.linalg.det(U @ Vt))])
+    R = U @ S @ Vt
+    scale = (D * np.diag(S)).sum() / (w @ (A**2).sum(-1)) if with_scale else 1.0
+    return transforms.similarity(scale, R, mean_t - scale * R @ mean_s)
