@@ -59,7 +59,7 @@ class Progress:
         self._total = total
         self._unit = unit
         self._done = 0
-        self._started = self._last_line = time.monotonic()
+        self._first = self._last_line = time.monotonic()
         self._bar = tqdm(
             total=total,
             unit=unit,
@@ -87,9 +87,12 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update()
         now = time.monotonic()
+        if self._done == 1:
+            # What comes before the first result (loading, compiling) says nothing of the rate.
+            self._first = self._last_line = now
         if not self._interactive and not self._quiet and now - self._last_line > 10:
             self._last_line = now
-            rate = self._done / (now - self._started)
+            rate = (self._done - 1) / (now - self._first)
             of = ""
             if self._total:
                 left = max(self._total - self._done, 0) / rate

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -67,7 +69,7 @@ class Reconstruction:
         self._extra_sinks = tuple(sinks)
         self._overwrite, self._resume = overwrite, resume
         self._stack = ExitStack()
-        self._stopped = False
+        self._stopped = self._finished = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -90,6 +92,8 @@ class Reconstruction:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.store is not None and not self._finished:
+            self.store.leave_unfinished()
         self._stack.__exit__(exc_type, exc, traceback)
 
     def __iter__(self) -> Iterator[PosedFrame]:
@@ -102,7 +106,8 @@ class Reconstruction:
             self._commit(next_frame, window.index + 1)
             if self._stopped:
                 break
-        if not self._stopped or self.info.is_live:
+        self._finished = not self._stopped or self.info.is_live
+        if self._finished:
             yield from self._emit(self.chain.finish())
 
     def stop(self) -> None:
@@ -121,7 +126,7 @@ class Reconstruction:
                 self.out,
                 info=self.info,
                 config=settings.dump(self.config),
-                card=_as_dict(self.model.card),
+                card=dataclasses.asdict(self.model.card),
                 store_config=self.config.store,
                 overwrite=self._overwrite,
                 resume=self._resume,
@@ -130,7 +135,12 @@ class Reconstruction:
         if self.config.view.mode != "none" or self.config.view.save_rrd:
             from stream4d.viz.rerun_sink import RerunSink
 
-            yield RerunSink(self.config.view, self.info, Path(self.source).stem or self.source)
+            yield RerunSink(
+                self.config.view,
+                self.info,
+                Path(self.source).stem or self.source,
+                overwrite=self._overwrite or self._resume,
+            )
         yield from self._extra_sinks
 
     def _emit(self, frames: Iterable[PosedFrame]) -> Iterator[PosedFrame]:
@@ -197,7 +207,7 @@ def _prepare_process(config: RunConfig) -> None:
 
         cv2.setNumThreads(config.threads)
         torch.set_num_threads(config.threads)
-        numba.set_num_threads(min(config.threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(config.threads, os.cpu_count() or 1))
 
 
 def _build_model(config: RunConfig) -> PointmapModel:
@@ -229,12 +239,6 @@ def _window_shape(config: RunConfig, model: PointmapModel) -> tuple[int, int]:
     if overlap >= size:
         raise ConfigError(f"window overlap {overlap} must be smaller than its size {size}")
     return size, overlap
-
-
-def _as_dict(card: object) -> dict[str, object]:
-    import dataclasses
-
-    return dataclasses.asdict(card)  # type: ignore[call-overload, no-any-return]
 
 
 def _part(state: State, prefix: str) -> State:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from stream4d import logs
 from stream4d.config import ViewConfig
 from stream4d.errors import StoreError
+from stream4d.packets import PosedFrame
 
 EXAMPLES = """\
 examples:
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--view", choices=("native", "web", "none"), help="which viewer [native]")
     parser.add_argument("--save-rrd", metavar="FILE", help="write a Rerun recording")
     parser.add_argument("--speed", type=float, default=1.0, help="1: as filmed, 0: at once [1]")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     parser.add_argument("--start", type=int, default=0, metavar="N", help="first frame [0]")
     parser.add_argument("--end", type=int, metavar="N", help="frame to stop before [last]")
 
@@ -41,15 +44,15 @@ def run(args: argparse.Namespace) -> int:
     store = open_store(args.path)
     if len(store) == 0:
         raise StoreError(f"{args.path} holds no frames yet: nothing to replay")
-    mode = args.view or ("none" if args.save_rrd else "native")
-    config = dataclasses.replace(ViewConfig(), mode=mode, save_rrd=args.save_rrd)
+    mode: Any = args.view or ("none" if args.save_rrd else "native")
+    config = ViewConfig(mode=mode, save_rrd=args.save_rrd)
     frames = range(len(store))[args.start : args.end]
     with logs.Progress(len(frames)) as progress:
 
-        def shown() -> object:
+        def shown() -> Iterator[PosedFrame]:
             for index in frames:
                 yield store[index]
                 progress.advance()
 
-        replay(shown(), store.info, config, speed=args.speed if mode != "none" else 0.0)
+        replay(shown(), store.info, config, speed=args.speed, overwrite=args.overwrite)
     return 0
