@@ -62,6 +62,7 @@ def evaluate_pairs(
             per_pair[name] = {"epe": scores[0].epe, "dis_epe": scores[1].epe}
         on_frames(2 * (number + 1))
     row = empty_row(sequence.name, "ok", frames=2 * len(sequence.pairs))
+    row["frames_with_pose"] = None  # a pair of images has flow, but no pose to be found
     row["fps"] = 2 * len(sequence.pairs) / seconds if seconds else None
     row["latency_s"], row["peak_rss_mb"] = first, peak_rss_mb()
     details: dict[str, Any] = {"kind": sequence.kind, "pairs": per_pair}

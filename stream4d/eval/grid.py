@@ -76,12 +76,26 @@ class TruthGrid:
         assert K is not None
         assert self._camera is not None
         v, u = np.mgrid[:H, :W].astype(np.float64)
+        xy = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]], axis=-1)
         if self._camera.distortion and not self.undistorts:
-            pixels = np.stack([u, v], axis=-1).reshape(-1, 1, 2)
-            xy = cv2.undistortPoints(pixels, K, np.array(self._camera.distortion)).reshape(H, W, 2)
-        else:
-            xy = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]], axis=-1)
+            xy = _remove_distortion(xy, np.array(self._camera.distortion))
         return np.concatenate([xy, np.ones((H, W, 1))], axis=-1)
+
+
+def _remove_distortion(distorted: Array, distortion: Array) -> Array:
+    """Return the ideal (H, W, 2) coordinates whose distortion gives ``distorted``, by fixed-point iteration.
+
+    OpenCV's own inverse stops after five steps, which leaves 0.1 px in the corners of a strong lens.
+    """
+    ideal, zero = distorted.copy(), np.zeros(3)
+    for _ in range(60):
+        points = np.concatenate([ideal, np.ones((*ideal.shape[:2], 1))], axis=-1).reshape(-1, 1, 3)
+        again, _ = cv2.projectPoints(points, zero, zero, np.eye(3), distortion)
+        step = distorted - again.reshape(ideal.shape)
+        ideal += step
+        if np.abs(step).max() < 1e-7:
+            break
+    return ideal
 
 
 def resize_map(image: Array, shape: tuple[int, int]) -> Array:

@@ -132,7 +132,7 @@ class PointSample:
     Points stay in their cameras until the end, so that revised poses and scales apply to all of them.
     """
 
-    def __init__(self, budget: int = 60_000, per_frame: int = 3_000, seed: int = 0) -> None:
+    def __init__(self, budget: int = 40_000, per_frame: int = 2_000, seed: int = 0) -> None:
         self._budget = budget
         self._per_frame = per_frame
         self._rng = np.random.default_rng(seed)

@@ -75,7 +75,8 @@ def failed(results: dict[str, Any]) -> list[tuple[str, str]]:
 def _frames(row: dict[str, Any]) -> str:
     if row.get("status", "ok") != "ok":
         return "failed"
-    return f"{row['frames_with_pose']}/{row['frames']}"
+    posed = row["frames_with_pose"]
+    return f"{MISSING if posed is None else posed}/{row['frames']}"
 
 
 def _figures(row: dict[str, Any], shown: Sequence[tuple[str, str, str]]) -> list[str]:

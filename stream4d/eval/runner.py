@@ -117,10 +117,26 @@ class Results:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             part = self._path.with_name(self._path.name + ".part")
-            part.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
+            part.write_text(dump_json(self.as_dict()), encoding="utf-8")
             os.replace(part, self._path)
         except OSError as error:
             raise EvaluationError(f"cannot write {self._path}: {error.strerror}") from None
+
+
+def dump_json(results: dict[str, Any]) -> str:
+    """Return JSON with one line per sequence, so that two files can be compared by eye and by diff."""
+    between = ",\n  "
+    parts = []
+    for key, value in results.items():
+        body = json.dumps(value, ensure_ascii=False)
+        if key == "sequences":
+            lines = [json.dumps(row, ensure_ascii=False) for row in value]
+            body = f"[\n  {between.join(lines)}\n ]"
+        elif key == "details":
+            lines = [f"{json.dumps(name)}: {json.dumps(item)}" for name, item in value.items()]
+            body = f"{{\n  {between.join(lines)}\n }}"
+        parts.append(f' "{key}": {body}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -151,7 +167,7 @@ def mean_row(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "sequences": len(rows),
         "failed": sum(row["status"] != "ok" for row in rows),
         "frames": sum(row["frames"] for row in rows),
-        "frames_with_pose": sum(row["frames_with_pose"] for row in rows),
+        "frames_with_pose": sum(row["frames_with_pose"] or 0 for row in rows),
     }
     for key in ROW_FIELDS[5:]:
         values = [row[key] for row in rows if row["status"] == "ok" and row[key] is not None]
@@ -209,8 +225,7 @@ def run_worker(
     spec: Spec, *, expected: int, timeout_s: float, on_frame: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run one sequence in a new process and return (row, details), whatever happens to it."""
-    # -c instead of -m would change sys.path; the worker must import the same package as we do.
-    command = [sys.executable, "-m", "stream4d.eval.worker", json.dumps(asdict(spec))]
+    command = worker_command(spec)
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         timed_out = threading.Event()
@@ -238,6 +253,11 @@ def run_worker(
             f"took longer than {timeout_s:g} s" if timed_out.is_set() else _exit(status, errors)
         )
     return empty_row(spec.name, "failed", reason, frames), {}
+
+
+def worker_command(spec: Spec) -> list[str]:
+    """Return the command that runs one sequence."""
+    return [sys.executable, "-m", "stream4d.eval.worker", json.dumps(asdict(spec))]
 
 
 def _listen(
