@@ -11,7 +11,7 @@ from stream4d.errors import StoreError
 from stream4d.store import schema
 from stream4d.store.files import EMPTY, read_index
 
-_OPTIONAL = frozenset({"flow", "flow_uncertainty", "semantics"})
+OPTIONAL = frozenset({"flow", "flow_uncertainty", "semantics"})
 """Maps that a frame may lack, so that a whole shard of them may be absent."""
 
 
@@ -39,7 +39,7 @@ def _check_array(folder: Path, spec: schema.ArraySpec, frames: int, dims: int) -
     except OSError:
         raise StoreError(f"store is damaged: {folder} is missing") from None
     names = [f"c.{number}{'.0' * (dims - 1)}" for number in range(last + 1)]
-    if spec.name not in _OPTIONAL:
+    if spec.name not in OPTIONAL:
         for name in names:
             if name not in present:
                 raise StoreError(f"store is damaged: {folder / name} is missing")

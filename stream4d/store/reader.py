@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,8 +17,10 @@ from stream4d.errors import StoreError
 from stream4d.geometry.camera import unproject
 from stream4d.packets import Array, PosedFrame, VideoInfo
 from stream4d.store.encode import dequantise
-from stream4d.store.integrity import check_intact
+from stream4d.store.files import MapReader
+from stream4d.store.integrity import OPTIONAL, check_intact
 from stream4d.store.metadata import read_attributes, read_root
+from stream4d.store.schema import BY_NAME
 
 
 def open_store(path: str | Path) -> Store:
@@ -34,7 +37,7 @@ def open_store(path: str | Path) -> Store:
     root = read_root(folder)
     read_attributes(root, path)
     check_intact(folder, root)
-    return Store(str(path), zarr.open_group(folder, mode="r"))
+    return Store(str(path), zarr.open_group(folder, mode="r"), folder)
 
 
 def _open_url(url: str) -> zarr.Group:
@@ -50,12 +53,17 @@ def _open_url(url: str) -> zarr.Group:
 class Store(Sequence[PosedFrame]):
     """A read-only sequence of posed frames. Nothing is loaded before it is asked for."""
 
-    def __init__(self, path: str, group: zarr.Group) -> None:
+    def __init__(self, path: str, group: zarr.Group, folder: Path | None = None) -> None:
         self.path = path
         self.attrs: dict[str, Any] = read_attributes({"attributes": dict(group.attrs)}, path)
         self._group = group
         self._arrays: Mapping[str, Any] = dict(group.arrays())
         self._length = int(self.attrs["committed"])
+        self._local: dict[str, MapReader] = {}
+        if folder is not None:
+            for name, array in self._arrays.items():
+                if name in BY_NAME and BY_NAME[name].is_map:
+                    self._local[name] = MapReader(folder / name, array.ndim)
 
     def __len__(self) -> int:
         return self._length
@@ -194,8 +202,8 @@ class Store(Sequence[PosedFrame]):
             depth=self.depth(i),
             confidence=dequantise(self._map("confidence", i)),
             motion_prob=dequantise(self._map("motion_prob", i)),
-            flow=self._optional("flow", i),
-            flow_uncertainty=self._optional("flow_uncertainty", i),
+            flow=_float32(self._optional("flow", i)),
+            flow_uncertainty=_float32(self._optional("flow_uncertainty", i)),
             semantics=self._optional("semantics", i),
             is_keyframe=bool(self.keyframe[i]),
             is_tracked=bool(self.is_tracked[i]),
@@ -203,24 +211,40 @@ class Store(Sequence[PosedFrame]):
             is_metric=self.is_metric,
         )
 
-    def _optional(self, name: str, i: int) -> Array | None:
-        """Return a map that frames may lack; one that is wholly fill was never given."""
-        if name not in self._arrays:
-            return None
-        value = self._map(name, i)
-        if value.dtype.kind == "f":
-            return None if np.isnan(value).all() else value.astype(np.float32)
-        return None if (value == -1).all() else value
-
     def _map(self, name: str, i: int) -> Array:
-        return self._read(name, i)
+        value = self._optional(name, i)
+        if value is None:
+            raise StoreError(f"{self.path} is damaged: {name} of frame {i} is missing")
+        return value
+
+    def _optional(self, name: str, i: int) -> Array | None:
+        """Return one frame of a map as stored, or None where the frame (or the store) has none."""
+        if name in OPTIONAL and name not in self._arrays:
+            return None
+        array = self.array(name)
+        if name not in self._local:
+            value = self._read(name, i)
+            is_absent = np.isnan(value) if value.dtype.kind == "f" else value == array.fill_value
+            return None if name in OPTIONAL and is_absent.all() else value
+        with self._reporting(name):
+            chunk = self._local[name](i)
+            if chunk is None:
+                return None
+            return np.frombuffer(bytearray(chunk), array.dtype).reshape(array.shape[1:])
 
     def _rows(self, name: str) -> Array:
         return self._read(name, slice(None))
 
     def _read(self, name: str, key: int | slice) -> Array:
+        array = self.array(name)
+        with self._reporting(name):
+            return np.asarray(array[key])
+
+    @contextmanager
+    def _reporting(self, name: str) -> Iterator[None]:
+        """Turn whatever a damaged file causes into one kind of error."""
         try:
-            return np.asarray(self.array(name)[key])
+            yield
         except (ValueError, RuntimeError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise StoreError(f"{self.path} is damaged: cannot read {name} ({reason})") from None
@@ -240,6 +264,10 @@ class Store(Sequence[PosedFrame]):
     @property
     def _maps_setting(self) -> str:
         return str(self.attrs.get("config", {}).get("store", {}).get("maps", "?"))
+
+
+def _float32(value: Array | None) -> Array | None:
+    return None if value is None else value.astype(np.float32)
 
 
 class _Slice(Sequence[PosedFrame]):

@@ -59,7 +59,7 @@ def load_snapshot(store: Path, committed: int) -> tuple[ResumePoint | None, int]
     if not path.exists():
         return None, 0
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             state: State = {name: archive[name] for name in archive.files}
         frames, revisions = int(state.pop(_FRAMES)), int(state.pop(_REVISIONS))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:

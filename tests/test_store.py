@@ -1,0 +1,520 @@
+"""The store: what is written is read back, by us, by zarr and by xarray; bad targets are left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from stream4d.config import RunConfig, StoreConfig, dump
+from stream4d.errors import StoreError
+from stream4d.packets import PosedFrame, PoseRevision, VideoInfo
+from stream4d.store import schema
+from stream4d.store.reader import Store, open_store
+from stream4d.store.writer import StoreWriter
+
+H, W = 32, 48
+INFO = VideoInfo(
+    source="clip.mp4",
+    backend="pyav",
+    width=W,
+    height=H,
+    source_width=2 * W,
+    source_height=2 * H,
+    fps=30.0,
+    frame_count=None,
+)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def posed(index: int, **changes: object) -> PosedFrame:
+    """Make a frame whose every value depends on its index."""
+    rng = np.random.default_rng(index)
+    pose = np.eye(4)
+    pose[:3, 3] = rng.normal(size=3)
+    depth = rng.uniform(0.5, 20, (H, W)).astype(np.float32)
+    depth[0, :5] = np.nan
+    values: dict[str, object] = {
+        "index": index,
+        "timestamp_ns": index * 33_333_333,
+        "rgb": rng.integers(0, 256, (H, W, 3), dtype=np.uint8),
+        "K": np.array([[40.0 + index, 0, 23.5], [0, 41.0, 15.5], [0, 0, 1]]),
+        "world_from_cam": pose,
+        "pose_covariance": np.eye(6) * (index + 1) * 1e-6,
+        "depth": depth,
+        "confidence": rng.uniform(0, 1, (H, W)).astype(np.float32),
+        "motion_prob": rng.uniform(0, 1, (H, W)).astype(np.float32),
+        "flow": rng.normal(0, 8, (H, W, 2)).astype(np.float32),
+        "flow_uncertainty": rng.uniform(0.1, 3, (H, W)).astype(np.float32),
+        "is_keyframe": index % 3 == 0,
+        "is_tracked": index % 7 != 0,
+        "segment": index // 40,
+    }
+    return PosedFrame(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def writer(path: Path, *, store: StoreConfig | None = None, **extra: object) -> StoreWriter:
+    config = RunConfig(store=store or StoreConfig())
+    return StoreWriter(
+        path,
+        info=INFO,
+        config=dump(config),
+        card={"name": "oracle"},
+        store_config=config.store,
+        **extra,  # type: ignore[arg-type]
+    )
+
+
+def fill(path: Path, frames: int, step: int = 4, **extra: object) -> None:
+    with writer(path, **extra) as sink:  # type: ignore[arg-type]
+        for index in range(frames):
+            sink.write(posed(index))
+            if index % step == step - 1:
+                sink.commit(lambda: {"x": np.zeros(2)})
+
+
+@contextmanager
+def interrupted(path: Path, **extra: object) -> Iterator[StoreWriter]:
+    """A writer whose run ends in Ctrl-C."""
+    sink = writer(path, **extra)  # type: ignore[arg-type]
+    sink.__enter__()
+    yield sink
+    sink.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+
+
+def assert_same(got: PosedFrame, want: PosedFrame) -> None:
+    """Compare within the error bounds that the format states."""
+    for name in ("rgb", "K", "world_from_cam", "pose_covariance"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    for name in ("index", "timestamp_ns", "is_keyframe", "is_tracked", "segment", "is_metric"):
+        assert getattr(got, name) == getattr(want, name), name
+    np.testing.assert_allclose(got.depth, want.depth, rtol=2**-11)
+    for name in ("confidence", "motion_prob"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1 / 510 + 1e-6)
+    for name in ("flow", "flow_uncertainty"):
+        a, b = getattr(got, name), getattr(want, name)
+        assert (a is None) == (b is None), name
+        if a is not None:
+            np.testing.assert_allclose(a, b, rtol=2**-11, atol=1e-7)
+
+
+def test_read_gives_what_was_written(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 70)  # crosses shard borders, and the last commit comes with the end
+    store = open_store(tmp_path / "a.zarr")
+    assert len(store) == 70
+    assert store.is_complete
+    assert store.info.source == "clip.mp4"
+    assert store.info.width == W
+    assert store.attrs["model_card"]["name"] == "oracle"
+    assert store.attrs["config"]["reader"]["resolution"] == 384
+    for index, frame in enumerate(store):
+        assert_same(frame, posed(index))
+
+
+@pytest.mark.parametrize("step", [1, 31, 64])
+def test_any_commit_rhythm(tmp_path: Path, step: int) -> None:
+    fill(tmp_path / "a.zarr", 65, step)
+    store = open_store(tmp_path / "a.zarr")
+    for index in (0, 30, 31, 61, 62, 64):
+        assert_same(store[index], posed(index))
+
+
+def test_indexing_slices_and_time(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 20)
+    store = open_store(tmp_path / "a.zarr")
+    assert store[-1].index == 19
+    assert [frame.index for frame in store[4:12:3]] == [4, 7, 10]
+    assert [frame.index for frame in store[::-1][:2]] == [19, 18]
+    assert store.at_time(5 * 33_333_333 + 1000).index == 5
+    assert store.at_time(10**12).index == 19
+    assert store.world_from_cam.shape == (20, 4, 4)
+    assert store.keyframe.sum() == 7
+    with pytest.raises(IndexError, match="20 frames"):
+        store[20]
+
+
+def test_pointmap_in_world_is_the_definition(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 3)
+    store = open_store(tmp_path / "a.zarr")
+    frame, (u, v) = store[2], (37, 21)
+    ray = np.linalg.inv(frame.K) @ (u, v, 1.0)
+    want = frame.world_from_cam @ np.append(frame.depth[v, u] * ray, 1.0)
+    np.testing.assert_allclose(store.pointmap_in_world(2)[v, u], want[:3], rtol=1e-5)
+    assert np.isnan(store.pointmap_in_world(2)[0, 0]).all()
+
+
+def test_frames_may_lack_flow_and_gain_semantics(tmp_path: Path) -> None:
+    labels = np.arange(H * W, dtype=np.int32).reshape(H, W)
+    with writer(tmp_path / "a.zarr") as sink:
+        sink.write(posed(0, flow=None, flow_uncertainty=None))
+        sink.write(posed(1))
+        sink.commit()
+        sink.write(posed(2))
+        sink.write(posed(3, semantics=labels))
+        sink.commit()
+        sink.write(posed(4, flow=None, flow_uncertainty=None))
+    store = open_store(tmp_path / "a.zarr")
+    assert [frame.flow is None for frame in store] == [True, False, False, False, True]
+    assert [frame.semantics is None for frame in store] == [True, True, True, False, True]
+    np.testing.assert_array_equal(store[3].semantics, labels)
+
+
+@pytest.mark.parametrize("maps", ["geometry", "none"])
+def test_fewer_maps(tmp_path: Path, maps: str) -> None:
+    fill(tmp_path / "a.zarr", 5, store=StoreConfig(maps=maps))  # type: ignore[arg-type]
+    store = open_store(tmp_path / "a.zarr")
+    assert store.world_from_cam[4, 0, 3] == posed(4).world_from_cam[0, 3]
+    if maps == "geometry":
+        assert_same(store[4], posed(4, flow=None, flow_uncertainty=None))
+    else:
+        with pytest.raises(StoreError, match="maps: none"):
+            store[4]
+
+
+def test_depth_of_any_scale_survives_float16(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.zarr") as sink:
+        for index, factor in enumerate((1e-6, 1.0, 3e7)):
+            sink.write(posed(index, depth=posed(index).depth * np.float32(factor)))
+    store = open_store(tmp_path / "a.zarr")
+    for index, factor in enumerate((1e-6, 1.0, 3e7)):
+        want = posed(index).depth * np.float32(factor)
+        np.testing.assert_allclose(store[index].depth, want, rtol=2**-11)
+    assert store.depth_scale[1] == 1
+
+
+def test_float32_depth_is_exact(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 2, store=StoreConfig(depth_dtype="float32"))
+    np.testing.assert_array_equal(open_store(tmp_path / "a.zarr")[1].depth, posed(1).depth)
+
+
+def test_values_out_of_range_become_unknown_not_wrong(tmp_path: Path) -> None:
+    flow = posed(0).flow.copy()
+    flow[1, 1] = (1e6, -np.inf)
+    confidence = posed(0).confidence.copy()
+    confidence[0, :3] = (-0.5, 1.5, np.nan)
+    with writer(tmp_path / "a.zarr") as sink:
+        sink.write(posed(0, flow=flow, confidence=confidence))
+    frame = open_store(tmp_path / "a.zarr")[0]
+    assert np.isnan(frame.flow[1, 1]).all()
+    assert frame.confidence[0, :3].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_metric_only_if_every_frame_is(tmp_path: Path) -> None:
+    for name, flags in (("a", (True, True)), ("b", (True, False)), ("c", (False, True))):
+        with writer(tmp_path / f"{name}.zarr") as sink:
+            for index, is_metric in enumerate(flags):
+                sink.write(posed(index, is_metric=is_metric))
+        assert open_store(tmp_path / f"{name}.zarr").is_metric == all(flags)
+
+
+@pytest.mark.parametrize("consolidated", [None, True, False])
+def test_xarray_reads_it_without_warnings(tmp_path: Path, consolidated: bool | None) -> None:
+    fill(tmp_path / "a.zarr", 40)
+    data = xr.open_zarr(tmp_path / "a.zarr", consolidated=consolidated)
+    assert data.sizes["index"] == 40
+    assert data.depth.dims == ("index", "y", "x")
+    want = posed(33)
+    np.testing.assert_allclose(data.confidence.sel(index=33), want.confidence, atol=1 / 510 + 1e-6)
+    np.testing.assert_array_equal(data.rgb.isel(index=33), want.rgb)
+    np.testing.assert_array_equal(data.world_from_cam.isel(index=33), want.world_from_cam)
+
+
+def test_every_array_is_named_and_described(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.zarr") as sink:
+        sink.write(posed(0, semantics=np.zeros((H, W), np.int32)))
+    group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    assert set(dict(group.arrays())) == set(schema.BY_NAME)
+    for name, array in group.arrays():
+        spec = schema.BY_NAME[name]
+        assert array.metadata.dimension_names == ("index", *spec.dims)
+        assert array.shape == (1, *spec.frame_shape(H, W))
+        assert array.attrs["description"] == spec.doc
+
+
+def test_fsspec_reads_it(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 9)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "a.zarr"), "/a.zarr", recursive=True)
+    try:
+        assert_same(open_store("memory://a.zarr")[7], posed(7))
+    finally:
+        memory.rm("/a.zarr", recursive=True)
+    with pytest.raises(StoreError, match="memory://nothing"):
+        open_store("memory://nothing.zarr")
+
+
+def test_readers_see_only_committed_frames(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.zarr") as sink:
+        for index in range(10):
+            sink.write(posed(index))
+        assert not (tmp_path / "a.zarr").exists()
+        sink.commit()
+        for index in range(10, 17):
+            sink.write(posed(index))
+        store = open_store(tmp_path / "a.zarr")
+        assert len(store) == 10
+        assert not store.is_complete
+        assert_same(store[9], posed(9))
+        assert xr.open_zarr(tmp_path / "a.zarr").sizes["index"] == 10
+    assert len(open_store(tmp_path / "a.zarr")) == 17
+
+
+def revision(indices: list[int], scale: float) -> PoseRevision:
+    poses = np.stack([np.eye(4)] * len(indices))
+    poses[:, 0, 3] = [1000.0 + index for index in indices]
+    return PoseRevision(
+        indices=np.array(indices), world_from_cam=poses, scale=np.full(len(indices), scale)
+    )
+
+
+def test_revisions_change_poses_and_scale_depth(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.zarr") as sink:
+        for index in range(300):
+            sink.write(posed(index))
+            if index == 280:
+                sink.commit()
+        # Written and committed, written and waiting, twice for one frame.
+        sink.revise(revision([3, 4, 255, 256, 299], 2.0))
+        sink.revise(revision([4], 1.5))
+    store = open_store(tmp_path / "a.zarr")
+    assert "pending_revision" not in store.attrs
+    assert store.attrs["revisions"] == 2
+    for index in (3, 4, 255, 256, 299):
+        assert store.world_from_cam[index, 0, 3] == 1000 + index
+        factor = 3.0 if index == 4 else 2.0
+        np.testing.assert_allclose(store[index].depth, factor * posed(index).depth, rtol=2**-11)
+    for index in (0, 2, 5, 254, 257, 298):
+        assert_same(store[index], posed(index))
+
+
+def test_a_published_revision_counts_before_it_is_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill between publishing and rewriting leaves: reading and resuming both see the new poses."""
+    path = tmp_path / "a.zarr"
+    with interrupted(path) as sink:
+        for index in range(8):
+            sink.write(posed(index))
+        sink.commit()
+        sink.revise(revision([2, 5], 2.0))
+        monkeypatch.setattr(sink, "_apply", lambda changes: None)
+        sink.commit()
+    store = open_store(path)
+    assert "pending_revision" in store.attrs
+    assert store.world_from_cam[5, 0, 3] == 1005
+    assert store.depth_scale.tolist() == [1, 1, 2, 1, 1, 2, 1, 1]
+    with writer(path, resume=True) as sink:
+        for index in range(10):
+            sink.write(posed(index))
+            if index == 7:
+                sink.revise(revision([2, 5], 2.0))  # the replay says it again
+    store = open_store(path)
+    assert "pending_revision" not in store.attrs
+    assert store.depth_scale.tolist() == [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]
+    assert store.world_from_cam[2, 0, 3] == 1002
+
+
+# ── targets ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_existing_store_needs_a_word(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 5)
+    with pytest.raises(StoreError, match=r"--resume .* --overwrite"):
+        writer(tmp_path / "a.zarr")
+    with pytest.raises(StoreError, match="complete"):
+        writer(tmp_path / "a.zarr", resume=True)
+    with pytest.raises(StoreError, match="contradict"):
+        writer(tmp_path / "a.zarr", resume=True, overwrite=True)
+    assert len(open_store(tmp_path / "a.zarr")) == 5
+    fill(tmp_path / "a.zarr", 3, overwrite=True)
+    assert len(open_store(tmp_path / "a.zarr")) == 3
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+def test_overwriting_waits_for_the_first_commit(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 5)
+    with interrupted(tmp_path / "a.zarr", overwrite=True) as sink:
+        sink.write(posed(0))
+    assert len(open_store(tmp_path / "a.zarr")) == 5
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+def test_failed_start_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), writer(tmp_path / "a.zarr"):
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}])
+def test_foreign_things_are_never_touched(tmp_path: Path, flags: dict[str, bool]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.txt").write_text("precious")
+    with pytest.raises(StoreError, match="not a stream4d store"):
+        writer(folder, **flags)
+    file = tmp_path / "file.zarr"
+    file.write_text("precious")
+    with pytest.raises(StoreError, match="not a stream4d store"):
+        writer(file, **flags)
+    zarr.create_group(tmp_path / "other.zarr").create_array("x", data=np.arange(4))
+    with pytest.raises(StoreError, match="not a stream4d store"):
+        writer(tmp_path / "other.zarr", **flags)
+    assert (folder / "holiday.txt").read_text() == "precious"
+    assert file.read_text() == "precious"
+    assert zarr.open_group(tmp_path / "other.zarr")["x"][3] == 3
+
+
+def test_empty_folder_is_a_free_target(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    fill(tmp_path / "a.zarr", 2)
+    assert len(open_store(tmp_path / "a.zarr")) == 2
+
+
+def test_missing_parent_and_urls_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"folder .*nowhere does not exist"):
+        writer(tmp_path / "nowhere" / "a.zarr")
+    with pytest.raises(StoreError, match="local"):
+        writer("s3://bucket/a.zarr")  # type: ignore[arg-type]
+
+
+def test_unwritable_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with (
+        pytest.raises(StoreError, match=r"cannot write .*Permission denied"),
+        writer(tmp_path / "a"),
+    ):
+        pass
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == []
+
+
+def test_disk_full_keeps_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stream4d.store import files
+
+    path, write_at, room = tmp_path / "a.zarr", files.write_at, [0]
+
+    def limited(file: object, offset: int, data: bytes) -> None:
+        if len(data) > room[0]:
+            write_at(file, offset, data[: room[0]])  # type: ignore[arg-type]
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room[0] -= len(data)
+        write_at(file, offset, data)  # type: ignore[arg-type]
+
+    def run_out_of_space() -> None:
+        with writer(path) as sink:
+            for index in range(40):
+                sink.write(posed(index))
+                if index == 8:
+                    monkeypatch.setattr(files, "write_at", limited)
+                    room[0] = 30_000
+                if index % 4 == 3:
+                    sink.commit(lambda: {"x": np.zeros(1)})
+
+    with pytest.raises(StoreError, match=r"No space left.*8 frames are safe"):
+        run_out_of_space()
+    monkeypatch.undo()
+    store = open_store(path)
+    assert not store.is_complete
+    for index in range(8):
+        assert_same(store[index], posed(index))
+    with writer(path, resume=True) as sink:
+        for index in range(12):
+            sink.write(posed(index))
+    assert_same(open_store(path)[11], posed(11))
+
+
+def edit_root(path: Path, **changes: object) -> None:
+    root = json.loads((path / "zarr.json").read_text())
+    root["attributes"].update(changes)
+    (path / "zarr.json").write_text(json.dumps(root))
+
+
+def test_stores_that_cannot_be_read_say_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store at"):
+        open_store(tmp_path / "a.zarr")
+    fill(tmp_path / "a.zarr", 40)
+    edit_root(tmp_path / "a.zarr", format_version=99)
+    with pytest.raises(StoreError, match="upgrade"):
+        open_store(tmp_path / "a.zarr")
+    with pytest.raises(StoreError, match="upgrade"):
+        writer(tmp_path / "a.zarr", overwrite=True)
+    (tmp_path / "a.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node')
+    with pytest.raises(StoreError, match="not valid JSON"):
+        open_store(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing shard", "short shard", "missing rows", "no array", "bad index"]
+)
+def test_truncated_stores_are_noticed(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "a.zarr"
+    fill(path, 40)
+    shard = path / "depth" / "c.1.0.0"
+    if damage == "missing shard":
+        (path / "rgb" / "c.0.0.0.0").unlink()
+    elif damage == "short shard":
+        os.truncate(shard, shard.stat().st_size - 10)
+    elif damage == "missing rows":
+        (path / "K" / "c.0.0.0").unlink()
+    elif damage == "no array":
+        for file in (path / "depth").iterdir():
+            file.unlink()
+        (path / "depth").rmdir()
+    else:
+        shard.write_bytes(b"x" * shard.stat().st_size)
+    with pytest.raises(StoreError, match="damaged"):
+        open_store(path)
+
+
+def test_damage_inside_a_shard_is_noticed_on_reading(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    fill(path, 40)
+    os.truncate(path / "rgb" / "c.0.0.0.0", 5000)
+    store = open_store(path)
+    with pytest.raises(StoreError, match="cannot read rgb"):
+        store[30]
+
+
+def test_frames_out_of_order_or_of_another_size(tmp_path: Path) -> None:
+    with writer(tmp_path / "a.zarr") as sink:
+        sink.write(posed(0))
+        with pytest.raises(StoreError, match="expected frame 1, got 2"):
+            sink.write(posed(2))
+        small = {name: getattr(posed(1), name)[:16] for name in ("rgb", "depth", "confidence")}
+        with pytest.raises(StoreError, match="48×16"):
+            sink.write(
+                posed(1, **small, motion_prob=small["depth"], flow=None, flow_uncertainty=None)
+            )
+        with pytest.raises(StoreError, match="only 1 are written"):
+            sink.revise(revision([1], 1.0))
+
+
+def test_info_of_another_version_is_read(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 1)
+    source = dataclasses.asdict(INFO) | {"new_field": 1}
+    edit_root(tmp_path / "a.zarr", source=source)
+    assert open_store(tmp_path / "a.zarr").info.fps == 30.0
+
+
+def test_format_page_is_generated() -> None:
+    page = (ROOT / "docs" / "store-format.md").read_text(encoding="utf-8")
+    assert page == schema.document(), "run: python -m stream4d.store.schema > docs/store-format.md"
+
+
+def test_store_says_what_it_is(tmp_path: Path) -> None:
+    fill(tmp_path / "a.zarr", 2)
+    store: Store = open_store(tmp_path / "a.zarr")
+    assert "2 frames of 48×32, complete" in repr(store)
