@@ -106,6 +106,10 @@ def check_pinhole(prediction: Prediction, tolerance_px: float = 0.02) -> None:
     H, W = points.shape[1:3]
     v, u = np.mgrid[:H, :W]
     for t in range(len(points)):
-        uv = project(transform_points(invert(poses[t]), points[t]), K[t])
+        in_cam = transform_points(invert(poses[t]), points[t])
+        uv = project(in_cam, K[t])
         known = np.isfinite(uv).all(-1)
-        assert np.abs(uv[known] - np.stack([u, v], -1)[known]).max() < tolerance_px
+        error = np.abs(uv - np.stack([u, v], -1)).max(-1)[known]
+        # Points are float32: far from the origin (untrained networks) their last digit shows.
+        digit = 2e-7 * np.linalg.norm(points[t], axis=-1)[known] / in_cam[known][:, 2]
+        assert (error < tolerance_px + 4 * K[t].max() * digit).all()

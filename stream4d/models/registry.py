@@ -15,6 +15,7 @@ MODELS = {
     "temporal": "stream4d.models.temporal:TemporalModel",
     "dust3r": "stream4d.models.dust3r:Dust3rModel",
     "vggt": "stream4d.models.vggt:VggtModel",
+    "must3r": "stream4d.models.must3r:Must3rModel",
     "streamvggt": "stream4d.models.streamvggt:StreamVggtModel",
 }
 """Name → "module:Class". The class has ``cards: dict[str, ModelCard]`` (one for each of its names, plain data)
