@@ -39,6 +39,12 @@ class Solids:
     waves: Tensor
     """(N, 4, 4) float32 height field of TERRAIN: rows of (kx, kz, phase, amplitude), see ``terrain_height``."""
 
+    def at(self, frames: Tensor) -> Solids:  # (n,) int64
+        """Return the solids of some frames."""
+        return Solids(
+            self.kinds, self.local_from_cam[frames], self.in_view[frames.cpu()], self.waves[frames]
+        )
+
 
 def _linear(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Evaluate ``row · (x, y, 1)`` for (n, 3) rows as a broadcast sum."""

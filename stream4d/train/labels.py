@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stream4d.train.casting import Solids, cast
+from stream4d.train.casting import NEAR, Solids, cast
 from stream4d.train.shading import Surfaces, look_up
 from stream4d.train.worlds import CONVEX_SLOTS, World
 
@@ -114,11 +114,11 @@ def _judge_by_neighbours(
 
 def _cast_to_points(K: Tensor, solids: Solids, frame: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Return the first depth (M,) along rays through single points; ``frame`` (M,) does not decrease."""
-    N = len(K)
-    count = torch.bincount(frame, minlength=N)
+    n = len(K)
+    count = torch.bincount(frame, minlength=n)
     width = int(count.max())
     place = torch.arange(len(frame), device=frame.device) - (count.cumsum(0) - count)[frame]
-    x, y = torch.zeros(2, N, 1, width, device=K.device)
+    x, y = torch.zeros(2, n, 1, width, device=K.device)
     x[frame, 0, place] = (u - K[frame, 0, 2]) / K[frame, 0, 0]
     y[frame, 0, place] = (v - K[frame, 1, 2]) / K[frame, 1, 1]
     depth, _ = cast(solids, x, y)
@@ -126,35 +126,28 @@ def _cast_to_points(K: Tensor, solids: Solids, frame: Tensor, u: Tensor, v: Tens
 
 
 def _hidden(
-    K: Tensor,
+    motion: Motion,
     solids: Solids,
-    target: Tensor,
-    slot: Tensor,
+    surfaces: Surfaces,
+    targets: Tensor,  # (n,) frame that each of the surfaces' frames is compared with
     maps: tuple[Tensor, Tensor],
-    pixel: list[Tensor],
-    z: Tensor,
-) -> Tensor:
+    pixel: list[Tensor],  # u and v there, (M,) each
+    z: Tensor,  # (M,) depth there
+) -> Tensor:  # (M,) bool
     """Return whether points are invisible in their target frames.
 
     What the neighbouring pixels do not settle (about the outlines) is settled by a ray to the very spot.
-
-    Args:
-        K: (N, 3, 3) of all frames.
-        solids: of all frames.
-        target: (M,) frame of each point, not decreasing.
-        slot: (M,) solid of each point.
-        maps: inverse depth and slot of all frames, (N, H, W).
-        pixel: u and v in the target frame, (M,) each.
-        z: (M,) depth in the target frame.
     """
-    H, W = maps[1].shape[1:]
+    n, H, W = surfaces.shape
     u, v = pixel
-    inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5) & (z > 0)
-    seen, hidden = _judge_by_neighbours(maps, target, slot, pixel, z, CONVEX_SLOTS)
+    inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5) & (z > NEAR)
+    target = targets.repeat_interleave(H * W)
+    seen, hidden = _judge_by_neighbours(maps, target, surfaces.slot, pixel, z, CONVEX_SLOTS)
     hidden |= ~inside
     unsure = (~(seen | hidden)).nonzero()[:, 0]
     if len(unsure):
-        first = _cast_to_points(K, solids, target[unsure], u[unsure], v[unsure])
+        which = torch.arange(n, device=z.device).repeat_interleave(H * W)[unsure]
+        first = _cast_to_points(motion.K[targets], solids.at(targets), which, u[unsure], v[unsure])
         hidden[unsure] = first < z[unsure] * (1 - _SAME_SURFACE)
     return hidden
 
@@ -183,8 +176,8 @@ def follow(
     table = motion.pixels_next if step == 1 else motion.pixels_previous
     pu, pv, z = _apply(table, surfaces.row, surfaces.q)
     pu, pv = pu.div_(z), pv.div_(z)
-    neighbour = motion.neighbour(surfaces.frames, step).repeat_interleave(H * W)
-    hidden = _hidden(motion.K, solids, neighbour, surfaces.slot, maps, [pu, pv], z)
+    targets = motion.neighbour(surfaces.frames, step)
+    hidden = _hidden(motion, solids, surfaces, targets, maps, [pu, pv], z)
     u = torch.arange(W, device=device, dtype=torch.float32)
     v = torch.arange(H, device=device, dtype=torch.float32)[:, None]
     flow = torch.stack((pu.view(n, H, W) - u, pv.view(n, H, W) - v), -1)

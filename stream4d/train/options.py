@@ -43,6 +43,10 @@ class SceneOptions:
     """Folder of photos to cut textures from; None: procedural textures only."""
     photo_share: float = 0.6
     """Share of tiles that come from photos."""
+    motion_blur_share: float = 0.35
+    """Share of clips with motion blur."""
+    jpeg_share: float = 0.4
+    """Share of clips with compression artefacts."""
     effects: bool = True
     """Add blur, noise, exposure drift and other traces of real cameras."""
 
@@ -54,6 +58,8 @@ class SceneOptions:
             "shadow_share",
             "fog_share",
             "photo_share",
+            "motion_blur_share",
+            "jpeg_share",
         ):
             value = getattr(self, name)
             if not 0 <= value <= 1:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stream4d.train.casting import ROOM, Solids, cast
 from stream4d.train.clip import ClipBatch, concatenate
+from stream4d.train.effects import apply_effects
 from stream4d.train.labels import Motion, displacement, follow
 from stream4d.train.options import SceneOptions
 from stream4d.train.shading import Surfaces, make_look, shade
@@ -76,36 +77,38 @@ def _gather_solids(world: World, size: tuple[int, int], device: torch.device) ->
     return Solids(KINDS, local_from_cam.flatten(0, 1).to(device), in_view, waves)
 
 
-def _empty(B: int, T: int, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
-    """Allocate the maps that rendering fills, per frame (the last pair of each clip is dropped later)."""
-    shape = (B * T, *size)
-    return {
-        "rgb": torch.empty(B * T, 3, *size, device=device),
-        "flow": torch.empty(*shape, 2, device=device),
-        "flow_backward": torch.empty(*shape, 2, device=device),
-        "scene_flow": torch.empty(*shape, 3, device=device),
-        "occluded": torch.empty(shape, dtype=torch.bool, device=device),
-        "occluded_backward": torch.empty(shape, dtype=torch.bool, device=device),
-        "motion_mask": torch.empty(shape, dtype=torch.bool, device=device),
-        "is_sky": torch.empty(shape, dtype=torch.bool, device=device),
+_MAPS: dict[str, tuple[int, ...]] = {
+    "flow": (2,), "flow_backward": (2,), "scene_flow": (3,),
+    "occluded": (), "occluded_backward": (), "motion_mask": (), "is_sky": (),
+}  # fmt: skip
+_IS_BOOL = frozenset(("occluded", "occluded_backward", "motion_mask", "is_sky"))
+
+
+def _empty(N: int, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """Allocate the maps that rendering fills, one row a frame."""
+    maps = {
+        name: torch.empty(
+            N, *size, *tail, device=device, dtype=torch.bool if name in _IS_BOOL else torch.float32
+        )
+        for name, tail in _MAPS.items()
     }
+    maps["rgb"] = torch.empty(N, 3, *size, device=device)
+    maps["depth"] = torch.empty(N, *size, device=device)
+    return maps
 
 
-def _render(
-    world: World, atlas: Tensor, tiles: int, size: tuple[int, int], device: torch.device
-) -> ClipBatch:
-    """Render whole clips in one pass."""
-    B, T = world.world_from_cam.shape[:2]
-    H, W = size
-    N = B * T
-    K = torch.from_numpy(world.K).float().to(device)
-    solids = _gather_solids(world, size, device)
-    x, y = _pixel_rays(K, T, size)
+def _render(world: World, atlas: Tensor, tiles: int, out: dict[str, Tensor]) -> None:
+    """Render whole clips in one pass into the maps of their frames."""
+    T = world.world_from_cam.shape[1]
+    N, H, W = out["depth"].shape
+    device = out["depth"].device
+    solids = _gather_solids(world, (H, W), device)
+    x, y = _pixel_rays(torch.from_numpy(world.K).float().to(device), T, (H, W))
     depth, slot = cast(solids, x, y)
+    out["depth"].copy_(depth)
     maps = (depth.reciprocal(), slot)
     look = make_look(world, solids, device)
     motion = Motion.of(world, device)
-    out = _empty(B, T, size, device)
     step = N if device.type != "cpu" else max(1, _PIXELS_IN_CACHE // (H * W))
     for start in range(0, N, step):
         some = slice(start, min(start + step, N))
@@ -120,23 +123,36 @@ def _render(
         )
         out["scene_flow"][some] = displacement(motion, surfaces)
         out["motion_mask"][some] = motion.is_moving.index_select(0, surfaces.row).view(-1, H, W)
-    return _package(world, out, depth, K)
 
 
-def _package(world: World, out: dict[str, Tensor], depth: Tensor, K: Tensor) -> ClipBatch:
+def _velocity(maps: dict[str, Tensor]) -> Tensor:
+    """Return the image motion (B, T, H, W, 2) at each frame; the last one looks back."""
+    return torch.cat((maps["flow"], -maps["flow_backward"][:, -1:]), 1)
+
+
+def _package(world: World, out: dict[str, Tensor], seed: int, options: SceneOptions) -> ClipBatch:
     B, T = world.world_from_cam.shape[:2]
-    maps = {name: value.unflatten(0, (B, T)) for name, value in out.items()}
+    device = out["depth"].device
+    maps = {name: value.view(B, T, *value.shape[1:]) for name, value in out.items()}
     valid = ~maps.pop("is_sky")
     for name in ("flow", "occluded", "scene_flow"):
         maps[name] = maps[name][:, :-1]
     for name in ("flow_backward", "occluded_backward"):
         maps[name] = maps[name][:, 1:]
-    known = torch.ones(B, dtype=torch.bool, device=K.device)
+    if options.effects:
+        maps["rgb"] = apply_effects(
+            maps["rgb"],
+            _velocity(maps),
+            seed,
+            blur_share=options.motion_blur_share,
+            jpeg_share=options.jpeg_share,
+        )
+    known = torch.ones(B, dtype=torch.bool, device=device)
+    K = torch.from_numpy(world.K).float().to(device)
     return ClipBatch(
         **maps,
-        depth=depth.unflatten(0, (B, T)),
         K=K[:, None].expand(B, T, 3, 3),
-        world_from_cam=torch.from_numpy(world.world_from_cam).float().to(K.device),
+        world_from_cam=torch.from_numpy(world.world_from_cam).float().to(device),
         valid_depth=valid,
         valid_flow=torch.ones_like(maps["occluded"]),
         valid_flow_backward=torch.ones_like(maps["occluded"]),
@@ -190,8 +206,9 @@ def render_clips(
         seed % options.atlases, options.tiles, options.photo_dir, options.photo_share, device
     )
     step = 1 if device.type == "cpu" else max(1, _PIXELS_A_PASS // (frames * size[0] * size[1]))
-    parts = [
-        _render(_part(world, slice(start, start + step)), image, options.tiles, size, device)
-        for start in range(0, batch, step)
-    ]
-    return concatenate(parts) if len(parts) > 1 else parts[0]
+    out = _empty(batch * frames, size, device)
+    for start in range(0, batch, step):
+        part = slice(start, start + step)
+        rows = {name: maps[part.start * frames : part.stop * frames] for name, maps in out.items()}
+        _render(_part(world, part), image, options.tiles, rows)
+    return _package(world, out, seed, options)

@@ -118,6 +118,8 @@ def _place(
     radius = log_uniform(rng, 0.02, 0.28, shape) * W / lens.focal[:, None] * depth
     radius = np.minimum(radius, 0.55 * depth)
     extents = radius[..., None] * np.exp(rng.normal(0, 0.45, (*shape, 3)))
+    thin = (np.array(KINDS[:SLOTS]) == CYLINDER) & (rng.random(shape) < 0.25)  # poles, branches
+    extents[thin] *= [0.12, 2.5, 0.12]
     grounded = rng.random(shape) < 0.45
     centre[..., 1] = np.where(grounded, floor[:, None] - extents[..., 1], centre[..., 1])
     spin = rng.normal(size=(*shape, 3)) * 1.5
@@ -136,7 +138,10 @@ def _form_groups(rng: np.random.Generator, layout: _Layout, options: SceneOption
     for b in range(B):
         if rng.random() < options.static_share:
             continue
-        candidates = rng.permutation(np.flatnonzero(layout.active[b]))
+        looks = layout.extents[b].max(-1) / layout.depth[b]
+        candidates = np.flatnonzero(layout.active[b])
+        draw = looks[candidates] ** 1.5  # what looks large moves more often
+        candidates = rng.choice(candidates, len(candidates), replace=False, p=draw / draw.sum())
         wanted = int(rng.integers(options.movers[0], options.movers[1] + 1))
         for g in range(min(wanted, _GROUPS)):
             members, candidates = np.split(candidates, [int(rng.choice([1, 1, 2, 3]))])
