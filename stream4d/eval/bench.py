@@ -1,0 +1,232 @@
+"""Checks the budgets of the design: ``python -m stream4d.eval.bench``.
+
+Each line gives the measured value and its ratio to the floor and to the aim, so that 1.00 is just met and larger is
+better. The budgets are for two CPU cores without a GPU. Times are medians. The exit status is 1 where a floor is
+missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stream4d import logs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """One line of the table."""
+
+    what: str
+    """What is measured."""
+    unit: str
+    """Its unit."""
+    floor: float
+    """Must be met."""
+    aim: float
+    """Should be met."""
+    larger_is_better: bool = False
+    """True for rates."""
+
+    def ratio(self, value: float, target: float) -> float:
+        """Return how well a target is met: 1 is just met, 2 is twice as good."""
+        return value / target if self.larger_is_better else target / value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A budget and what was measured."""
+
+    budget: Budget
+    """The budget."""
+    value: float
+    """The measurement, in the budget's unit."""
+
+    @property
+    def is_met(self) -> bool:
+        """True where the floor is met."""
+        return self.budget.ratio(self.value, self.budget.floor) >= 1
+
+
+FPS = Budget(what="pipeline, 384×288, view off", unit="fps", floor=8, aim=20, larger_is_better=True)
+PEAK = Budget(what="peak memory", unit="GB", floor=1.5, aim=1.0)
+GROWTH = Budget(what="memory at the end against frame 100", unit="×", floor=1.1, aim=1.02)
+COST = Budget(what="cost of the last frames against 100-200", unit="×", floor=1.1, aim=1.0)
+ALIGN = Budget(what="Sim(3) alignment, 512×288 overlap", unit="ms", floor=15, aim=4)
+BUNDLE = Budget(what="bundle step, 10 keyframes × 96 patches", unit="ms", floor=10, aim=3)
+STORE = Budget(what="store append, 384×288, all arrays", unit="ms", floor=8, aim=3)
+HELP = Budget(what="stream4d --help", unit="s", floor=0.5, aim=0.2)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print the table; 1 where a floor is missed."""
+    parser = argparse.ArgumentParser(prog="python -m stream4d.eval.bench", description=__doc__)
+    parser.add_argument(
+        "--frames", type=int, default=600, help="length of the pipeline run, at least 300 [600]"
+    )
+    parser.add_argument("--model", default="", help="model [the default model]")
+    parser.add_argument("--json", type=Path, help="write the lines as JSON")
+    parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.worker:
+        logs.show(json.dumps(_measure_pipeline(args.worker, args.model)))
+        return 0
+    lines = measure(max(300, args.frames), args.model)
+    logs.show(table(lines))
+    if args.json:
+        args.json.write_text(json.dumps([_as_dict(line) for line in lines], indent=1) + "\n")
+    return int(not all(line.is_met for line in lines))
+
+
+def measure(frames: int, model: str = "") -> list[Line]:
+    """Measure every budget."""
+    from stream4d.eval import bench_parts
+
+    run = _run_pipeline(frames, model)
+    return [
+        Line(budget=FPS, value=run["fps"]),
+        Line(budget=PEAK, value=run["peak_mb"] / 1000),
+        Line(budget=GROWTH, value=run["end_mb"] / run["early_mb"]),
+        Line(budget=COST, value=run["late_s"] / run["early_s"]),
+        Line(budget=ALIGN, value=1000 * median_seconds(bench_parts.overlap_alignment())),
+        Line(budget=BUNDLE, value=1000 * median_seconds(bench_parts.bundle_step(), repeats=50)),
+        Line(budget=STORE, value=1000 * store_append_seconds()),
+        Line(budget=HELP, value=help_seconds()),
+    ]
+
+
+def table(lines: list[Line]) -> str:
+    """Return the lines as text."""
+    heading = ["what", "measured", "floor", "ratio", "aim", "ratio", ""]
+    rows = [
+        [
+            line.budget.what,
+            f"{line.value:.3g} {line.budget.unit}",
+            f"{line.budget.floor:g}",
+            f"{line.budget.ratio(line.value, line.budget.floor):.2f}",
+            f"{line.budget.aim:g}",
+            f"{line.budget.ratio(line.value, line.budget.aim):.2f}",
+            "pass" if line.is_met else "FAIL",
+        ]
+        for line in lines
+    ]
+    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
+    return "\n".join(
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        )
+        for row in [heading, *rows]
+    )
+
+
+def median_seconds(call: Callable[[], object], repeats: int = 15) -> float:
+    """Return the median time of a call, after two that compile and warm up."""
+    call()
+    call()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def store_append_seconds(frames: int = 96, window: int = 8) -> float:
+    """Return the time per frame of writing and committing to a store, with the end of the last window."""
+    from stream4d.eval.bench_parts import posed_frames, video_info
+    from stream4d.store.writer import StoreWriter
+
+    made = list(posed_frames(window))
+
+    with tempfile.TemporaryDirectory(prefix="stream4d-bench-") as folder:
+        store = StoreWriter(Path(folder) / "s.zarr", info=video_info(frames), config={}, card=None)
+        started = time.perf_counter()
+        with store:
+            for i in range(frames):
+                store.write(dataclasses.replace(made[i % window], index=i))
+                if i % window == window - 1:
+                    store.commit(dict)
+        return (time.perf_counter() - started) / frames
+
+
+def help_seconds(repeats: int = 7) -> float:
+    """Return the median wall time of ``stream4d --help``."""
+    from stream4d.eval.bench_parts import help_command
+
+    def call() -> None:
+        subprocess.run(help_command(), check=True, stdout=subprocess.DEVNULL)
+
+    return median_seconds(call, repeats)
+
+
+def _run_pipeline(frames: int, model: str) -> dict[str, float]:
+    from stream4d.eval.bench_parts import write_long_video
+
+    with tempfile.TemporaryDirectory(prefix="stream4d-bench-") as folder:
+        video = write_long_video(Path(folder) / "video", frames)
+        command = [sys.executable, "-m", "stream4d.eval.bench", "--worker", str(video)]
+        command += ["--model", model] if model else []
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _measure_pipeline(folder: str, model: str) -> dict[str, float]:
+    """Run the whole pipeline into a store, in this process, and return rates and memory."""
+    from stream4d.config import ModelConfig, RunConfig
+    from stream4d.eval.process import peak_rss_mb, rss_mb
+    from stream4d.pipeline import Reconstruction
+
+    config = RunConfig()
+    if model:
+        config = dataclasses.replace(config, model=ModelConfig(name=model))
+    stamps: list[float] = []
+    early_mb = 0.0
+    out = Path(folder).with_name("store.zarr")
+    with Reconstruction(folder, config, out=out) as run:
+        stamps.append(time.perf_counter())
+        for frame in run:
+            stamps.append(time.perf_counter())
+            if frame.index == 100:
+                early_mb = rss_mb()
+    # Frames come in bursts of a window: times are read over spans of 100.
+    count = len(stamps) - 1
+    return {
+        "fps": count / (stamps[-1] - stamps[0]),
+        "peak_mb": peak_rss_mb(),
+        "early_mb": early_mb,
+        "end_mb": rss_mb(),
+        "early_s": stamps[200] - stamps[100],
+        "late_s": stamps[count - 10] - stamps[count - 110],
+    }
+
+
+def _as_dict(line: Line) -> dict[str, Any]:
+    budget = line.budget
+    return {
+        "what": budget.what,
+        "unit": budget.unit,
+        "value": line.value,
+        "floor": budget.floor,
+        "aim": budget.aim,
+        "floor_ratio": budget.ratio(line.value, budget.floor),
+        "aim_ratio": budget.ratio(line.value, budget.aim),
+        "is_met": line.is_met,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
