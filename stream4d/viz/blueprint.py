@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import rerun.blueprint as rrb
 
@@ -16,6 +18,17 @@ STATIC = "/world/static"
 MOVING = "/world/moving"
 DEPTH, FLOW, CONFIDENCE = "/maps/depth", "/maps/flow", "/maps/confidence"
 PLOTS = "/plots"
+
+PLOT_TITLES = {
+    "depth_median": "Depth",
+    "static_share": "Static",
+    "focal_px": "Focal px",
+    "fps": "Frames/s",
+    "latency_ms": "Latency ms",
+}
+"""Entity under ``PLOTS`` → title, short enough for a narrow window."""
+TIMING_PLOTS = {"fps", "latency_ms"}
+"""Those that a replay has not."""
 
 FRAME, TIME = "frame", "video_time"
 """Timelines: index of the frame, and presentation time."""
@@ -39,11 +52,11 @@ def fitted_eye(camera_positions: Array, points: Array) -> rrb.EyeControls3D:
         points: (N, 3) static cloud in the world, may be empty.
     """
     shown = np.concatenate([camera_positions, points]) if len(points) else camera_positions
-    low, high = np.percentile(shown, (5, 95), axis=0)
+    low, high = np.percentile(shown, (10, 90), axis=0)
     low = np.minimum(low, camera_positions.min(axis=0))
     high = np.maximum(high, camera_positions.max(axis=0))
     center, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-6)
-    return _eye(position=center + np.array([-0.45, -0.8, -1.25]) * radius, target=center)
+    return _eye(position=center + np.array([-0.55, -0.95, -1.6]) * radius, target=center)
 
 
 def _eye(position: Array, target: Array) -> rrb.EyeControls3D:
@@ -52,12 +65,12 @@ def _eye(position: Array, target: Array) -> rrb.EyeControls3D:
     )
 
 
-def layout(eye: rrb.EyeControls3D, *, timing: bool) -> rrb.Blueprint:
+def layout(eye: rrb.EyeControls3D, plots: Collection[str] = tuple(PLOT_TITLES)) -> rrb.Blueprint:
     """Return the whole layout.
 
     Args:
         eye: where the 3D view looks from.
-        timing: show fps and latency (a running pipeline; not a replay).
+        plots: which of ``PLOT_TITLES`` there is data for.
     """
     scene = rrb.Spatial3DView(
         origin=WORLD,
@@ -69,7 +82,7 @@ def layout(eye: rrb.EyeControls3D, *, timing: bool) -> rrb.Blueprint:
     )
     return rrb.Blueprint(
         rrb.Horizontal(
-            rrb.Vertical(scene, _plots(timing=timing), row_shares=[3, 1]),
+            rrb.Vertical(scene, _plots(plots), row_shares=[3, 1]),
             _maps(),
             column_shares=[5, 3],
         ),
@@ -83,9 +96,9 @@ def layout(eye: rrb.EyeControls3D, *, timing: bool) -> rrb.Blueprint:
 def _maps() -> rrb.Vertical:
     video = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE], name="Video")
     motion = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE, MOTION], name="Motion")
-    depth = rrb.Spatial2DView(origin=DEPTH, name="Depth (near red, far blue)")
+    depth = rrb.Spatial2DView(origin=DEPTH, name="Depth: near red, far blue")
     flow = rrb.Spatial2DView(origin=FLOW, name="Flow to the next frame")
-    confidence = rrb.Spatial2DView(origin=CONFIDENCE, name="Confidence (yellow is sure)")
+    confidence = rrb.Spatial2DView(origin=CONFIDENCE, name="Confidence: yellow is sure")
     return rrb.Vertical(
         rrb.Tabs(motion, video, active_tab=0),
         rrb.Tabs(depth, confidence, active_tab=0),
@@ -93,14 +106,7 @@ def _maps() -> rrb.Vertical:
     )
 
 
-def _plots(*, timing: bool) -> rrb.Horizontal:
-    shown = [
-        ("depth_median", "Median depth"),
-        ("static_share", "Static share"),
-        ("focal_px", "Focal, px"),
-    ]
-    if timing:
-        shown += [("fps", "Frames per second"), ("latency_ms", "Latency, ms")]
+def _plots(names: Collection[str]) -> rrb.Horizontal:
     views = [
         rrb.TimeSeriesView(
             origin=f"{PLOTS}/{name}",
@@ -108,6 +114,7 @@ def _plots(*, timing: bool) -> rrb.Horizontal:
             plot_legend=rrb.PlotLegend(visible=False),
             axis_y=rrb.ScalarAxis(range=(0.0, 1.0)) if name == "static_share" else None,
         )
-        for name, title in shown
+        for name, title in PLOT_TITLES.items()
+        if name in names
     ]
     return rrb.Horizontal(*views)

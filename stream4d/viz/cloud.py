@@ -14,14 +14,16 @@ from stream4d.viz.voxel_table import VoxelTable
 
 MOVING_FROM = 0.5
 """A pixel counts as moving from this probability on."""
+GROWTH = 2**0.5
+"""Factor of the voxel when the room runs out: points lie on surfaces, so this halves their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PointFilter:
     """Which pixels of a frame become points."""
 
-    min_confidence: float = 0.3
-    """Below this the depth is not trusted."""
+    min_confidence: float = 0.2
+    """Below this the depth is not trusted (a probability: see ``PosedFrame.confidence``)."""
     max_slope: float = 0.08
     """Relative depth step to a neighbouring sample above which a pixel lies on an edge (a "flying" pixel)."""
     max_depth_ratio: float = 8.0
@@ -89,7 +91,7 @@ def _pair(array: Array, axis: int) -> tuple[Array, Array]:
 
 
 class StaticCloud:
-    """At most ``max_points`` points, one per voxel; the voxel doubles when the room runs out.
+    """At most ``max_points`` points, one per voxel; the voxel grows when the room runs out.
 
     A point counts (is *confirmed*) once ``min_hits`` frames have seen its voxel: noise and passers-by are
     mostly seen once. Confirmed points keep their order, so that a viewer can send them in blocks.
@@ -218,7 +220,7 @@ class StaticCloud:
 
     def _coarsen(self) -> None:
         assert self.voxel is not None
-        self.voxel *= 2
+        self.voxel *= GROWTH
         count = self._count
         # The most seen point of each larger voxel stays.
         by_hits = np.argsort(-self._hits[:count].astype(np.int64), kind="stable")
@@ -242,10 +244,13 @@ class StaticCloud:
 
 
 def voxel_for(frame: PosedFrame, keep: PointFilter | None = None) -> float | None:
-    """Return the width of one sample of ``frame_points`` at the frame's median depth; None without depth."""
+    """Return one and a half times the width of a sample at the frame's median depth; None without depth.
+
+    Neighbouring samples of a surface so fall into one voxel or the next, and frames meet in the same ones.
+    """
     keep = keep or PointFilter()
     known = frame.depth[np.isfinite(frame.depth) & (frame.depth > 0)]
     if known.size == 0:
         return None
     step = max(1.0, float(np.sqrt(frame.depth.size / keep.samples)))
-    return float(np.median(known) * step / frame.K[0, 0])
+    return float(1.5 * np.median(known) * step / frame.K[0, 0])

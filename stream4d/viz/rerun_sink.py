@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 APPLICATION = "stream4d"
 QUEUE = 8
 """Frames waiting for the recording file, or for the viewer in a replay."""
-FPS_FRAMES = 30
-"""Frames over which fps is averaged."""
+FPS_SECONDS = 3.0
+"""Time over which fps is averaged; frames come in bursts, one per window."""
 ANSWER_SECONDS = 10.0
 """How long a live view may take to accept a frame before it counts as hung."""
 REVISIONS = 64
@@ -45,13 +45,13 @@ class _Arrival:
     frame: PosedFrame
     captured_ns: int
     """On the monotonic clock."""
-    fps: float | None
-    """None: timing is not shown."""
+    timing: Timing | None
+    """As known on arrival; None: not shown."""
 
-    def timing(self) -> Timing | None:
-        if self.fps is None:
-            return None
-        return Timing(self.fps, (time.monotonic_ns() - self.captured_ns) / 1e6)
+    def timing_in_view(self) -> Timing | None:
+        """Return the timing with the latency up to this moment."""
+        latency_ms = (time.monotonic_ns() - self.captured_ns) / 1e6
+        return self.timing and Timing(self.timing.fps, latency_ms)
 
 
 class _LiveView:
@@ -94,7 +94,7 @@ class _LiveView:
     def _show(self, arrival: _Arrival) -> None:
         if not self.viewer.is_running:
             raise Stream4DError("its window or server was closed")
-        self._log.log(arrival.frame, arrival.timing())
+        self._log.log(arrival.frame, arrival.timing_in_view())
         # After the frame: a revision may speak of it.
         self._drain_revisions()
         # Waiting for the viewer here is what makes the mailbox drop; unflushed data would pile up in memory.
@@ -136,7 +136,7 @@ class _RecordingFile:
         if isinstance(item, PoseRevision):
             self._log.revise(item)
         else:
-            self._log.log(item.frame, item.timing())
+            self._log.log(item.frame, item.timing)
 
     def _check(self) -> None:
         if self._worker.error is not None:
@@ -179,7 +179,8 @@ class RerunSink:
         self._clock = clock
         self._live: _LiveView | None = None
         self._file: _RecordingFile | None = None
-        self._arrivals: deque[int] = deque(maxlen=FPS_FRAMES)
+        self._arrivals: deque[int] = deque()
+        self._entered_ns = 0
 
     @property
     def page(self) -> str | None:
@@ -192,6 +193,7 @@ class RerunSink:
         return self._live.source.dropped if self._live else 0
 
     def __enter__(self) -> Self:
+        self._entered_ns = time.monotonic_ns()
         max_points, timing = self._config.max_points, self._drop
         path = Path(self._config.save_rrd) if self._config.save_rrd else None
         if path is not None:
@@ -220,10 +222,7 @@ class RerunSink:
 
     def write(self, frame: PosedFrame) -> None:
         """Pass a frame to the views. Waits only where a recording cannot keep up."""
-        now = time.monotonic_ns()
-        self._arrivals.append(now)
-        captured = self._clock(frame.timestamp_ns) if self._clock else now
-        arrival = _Arrival(frame, captured, self._fps() if self._drop else None)
+        arrival = self._receive(frame)
         if self._live is not None:
             self._live.write(arrival)
         if self._file is not None:
@@ -252,10 +251,22 @@ class RerunSink:
         if self._live is not None and self.page is not None:
             self._live.viewer.close()
 
-    def _fps(self) -> float:
-        if len(self._arrivals) < 2:
-            return 0.0
-        return (len(self._arrivals) - 1) * 1e9 / max(self._arrivals[-1] - self._arrivals[0], 1)
+    def _receive(self, frame: PosedFrame) -> _Arrival:
+        now = time.monotonic_ns()
+        captured = self._clock(frame.timestamp_ns) if self._clock else now
+        if not self._drop:
+            return _Arrival(frame, captured, None)
+        latency_ms = (now - captured) / 1e6 if self._clock else None
+        return _Arrival(frame, captured, Timing(self._fps(now), latency_ms))
+
+    def _fps(self, now: int) -> float | None:
+        """Count the frames of the last seconds."""
+        self._arrivals.append(now)
+        span = int(FPS_SECONDS * 1e9)
+        while self._arrivals[0] < now - span:
+            self._arrivals.popleft()
+        elapsed = min(now - self._entered_ns, span)
+        return len(self._arrivals) * 1e9 / elapsed if elapsed > span // 6 else None
 
 
 def _start_viewer(config: ViewConfig) -> ViewerProcess:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import rerun as rr
-import rerun.blueprint as rrb
 
 from stream4d.packets import Array, PosedFrame, PoseRevision
 from stream4d.viz import blueprint as names
@@ -30,8 +29,10 @@ MAP_SIZE = 256
 class Timing:
     """How the run is doing when a frame is written."""
 
-    fps: float
-    latency_ms: float
+    fps: float | None = None
+    """None: too early to tell."""
+    latency_ms: float | None = None
+    """From capture to the view; None where there is nothing live to measure."""
 
 
 class SceneLog:
@@ -54,13 +55,14 @@ class SceneLog:
         Args:
             recording: already connected to a viewer or file.
             max_points: bound of the static cloud.
-            timing: show plots of fps and latency.
-            fit_at_end: let ``finish`` send the layout, with an eye that sees the whole scene; False sends it
-                with the first frame, for a viewer that is watched meanwhile.
+            timing: frames will come with fps and latency.
+            fit_at_end: let ``finish`` move the eye so that it sees the whole scene. False for a viewer that is
+                watched meanwhile.
         """
         self._rec = recording
         self._max_points = max_points
         self._timing = timing
+        self._plots: set[str] = set()
         self._fit_at_end = fit_at_end
         self._segment: int | None = None
         self._begin_empty()
@@ -115,17 +117,21 @@ class SceneLog:
             self._send_cloud_block(block)
 
     def finish(self) -> None:
-        """Send what was held back, and the layout if it waited for the whole scene."""
+        """Send what was held back, and a layout for the whole scene."""
         if not self._poses:
             return
         self._send_new_points()
         if not self._fit_at_end:
             return
         positions = np.stack([pose[:3, 3] for pose in self._poses])
-        self._send_layout(names.fitted_eye(positions, self._cloud.points))
+        eye = names.fitted_eye(positions, self._cloud.points)
+        self._rec.send_blueprint(names.layout(eye, self._plots))
 
-    def _send_layout(self, eye: rrb.EyeControls3D) -> None:
-        self._rec.send_blueprint(names.layout(eye, timing=self._timing))
+    def _send_first_layout(self, frame: PosedFrame) -> None:
+        bounds = colors.depth_range(frame.depth) or (1.0, 1.0)
+        eye = names.default_eye(float(np.sqrt(bounds[0] * bounds[1])))
+        plots = set(names.PLOT_TITLES) - (set() if self._timing else names.TIMING_PLOTS)
+        self._rec.send_blueprint(names.layout(eye, plots))
 
     def _start_segment(self, frame: PosedFrame) -> None:
         """Begin the 3D scene anew: segments share neither scale nor origin."""
@@ -135,9 +141,7 @@ class SceneLog:
             self._begin_empty()
         self._segment = frame.segment
         self._cloud_sent_at = frame.index
-        if not self._fit_at_end:
-            bounds = colors.depth_range(frame.depth)
-            self._send_layout(names.default_eye(float(np.sqrt(np.prod(bounds))) if bounds else 1.0))
+        self._send_first_layout(frame)
 
     def _log_camera(self, frame: PosedFrame) -> None:
         if self._scale is None and (bounds := colors.depth_range(frame.depth)):
@@ -179,7 +183,7 @@ class SceneLog:
 
     @property
     def _radius(self) -> float:
-        return 0.5 * (self._cloud.voxel or 0.01)
+        return 0.6 * (self._cloud.voxel or 0.01)
 
     def _send_new_points(self) -> None:
         first, last = self._cloud_sent // CLOUD_BLOCK, (len(self._cloud) - 1) // CLOUD_BLOCK
@@ -226,7 +230,7 @@ class SceneLog:
 
     def _log_plots(self, frame: PosedFrame, timing: Timing | None) -> None:
         known = frame.depth[np.isfinite(frame.depth)]
-        values = {
+        values: dict[str, float | None] = {
             "static_share": float(np.mean(frame.motion_prob < MOVING_FROM)),
             "focal_px": float(frame.K[0, 0]),
         }
@@ -235,7 +239,9 @@ class SceneLog:
         if timing is not None:
             values |= {"fps": timing.fps, "latency_ms": timing.latency_ms}
         for name, value in values.items():
-            self._rec.log(f"{names.PLOTS}/{name}", rr.Scalars(value))
+            if value is not None:
+                self._plots.add(name)
+                self._rec.log(f"{names.PLOTS}/{name}", rr.Scalars(value))
 
 
 def _shrink(array: Array) -> Array:
