@@ -17,6 +17,11 @@ MODELS = {
     "vggt": "stream4d.models.vggt:VggtModel",
     "must3r": "stream4d.models.must3r:Must3rModel",
     "streamvggt": "stream4d.models.streamvggt:StreamVggtModel",
+    "da3-small": "stream4d.models.da3:Da3Model",
+    "da3-base": "stream4d.models.da3:Da3Model",
+    "da3-large": "stream4d.models.da3:Da3Model",
+    "da3-giant": "stream4d.models.da3:Da3Model",
+    "da3-nested": "stream4d.models.da3:Da3Model",
 }
 """Name → "module:Class". The class has ``cards: dict[str, ModelCard]`` (one for each of its names, plain data)
 and ``create(name, *, weights, device, **options)``."""

@@ -1,0 +1,258 @@
+"""Depth Anything 3: names and shapes, numbers of all three networks, reference view, preprocessing, adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from families import check_pinhole, check_prediction, make_frames, run_windows, video_info
+from golden import Golden, Recorder, check_manifest, relative_error
+
+from stream4d.errors import ModelError
+from stream4d.models.da3 import (
+    SKY_FROM,
+    at_focal,
+    fill_sky,
+    fit_image,
+    key_map,
+    rigid_4x4,
+    to_metric,
+)
+from stream4d.models.da3_net import (
+    METRIC_LARGE,
+    SIZES,
+    Da3Config,
+    Da3Net,
+    MonoOutput,
+    NestedNet,
+    reference_first,
+    reference_view,
+    take_views,
+)
+from stream4d.models.encoders import normalise_imagenet
+from stream4d.models.pose_encoding import decode_cameras, encode_cameras
+from stream4d.models.registry import create_model
+from stream4d.packets import Window
+
+TINY = {
+    "dim": 48,
+    "depth": 8,
+    "heads": 3,
+    "patch_grid": 5,
+    "alternate_from": 2,
+    "taps": (3, 5, 6, 7),
+    "dpt_layers": (8, 12, 16, 20),
+    "dpt_features": 16,
+    "camera_encoder_depth": 2,
+    "camera_encoder_heads": 4,
+}
+TINY_GIANT = TINY | {"depth": 7, "alternate_from": 3, "taps": (3, 4, 5, 6), "swiglu": True}
+TINY_METRIC = TINY | {"depth": 5, "alternate_from": None, "taps": (1, 2, 3, 4)}
+
+
+@pytest.mark.parametrize("name", ["da3-small", "da3-base", "da3-large", "da3-giant"])
+@pytest.mark.parametrize("ray_head", [False, True])
+def test_manifest(name, ray_head):
+    config = replace(SIZES[name], ray_head=ray_head)
+    net = check_manifest(name, lambda: Da3Net(config), key_map(config))
+    assert ray_head == any("_aux" in key for key in net.state_dict())
+
+
+def test_manifest_of_metric_and_nested():
+    check_manifest("da3metric-large", lambda: Da3Net(METRIC_LARGE), key_map(METRIC_LARGE))
+    config = SIZES["da3-nested"]
+    check_manifest("da3nested-giant-large", lambda: NestedNet(config), key_map(config))
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("da3", TINY), ("da3_giant", TINY_GIANT)])
+def test_numbers_equal_the_official_code(name, sizes):
+    golden = Golden("tiny", name)
+    config = Da3Config(ray_head=True, **sizes)
+    net = golden.load(lambda: Da3Net(config), key_map(config))
+    got = {}
+    for run in ("two", "four", "port"):
+        got |= outputs(net, golden.inputs[run][None], run)
+    middle = Da3Config(ray_head=True, reference="middle", **sizes)
+    net.backbone.config = middle
+    got |= outputs(net, golden.inputs["four"][None], "four_mid")
+    w2c = golden.inputs["ext"][None]
+    c2w = torch.linalg.inv(w2c)[..., :3, :]
+    cameras = encode_cameras(c2w, golden.inputs["K"][None], (42, 56))
+    got |= outputs(net, golden.inputs["four"][None, :3], "pose", cameras)
+    golden.check(got)
+
+
+def outputs(net, images, run, cameras=None):
+    """Run views and name everything as the golden file does."""
+    depth, T = net.config.depth, images.shape[1]
+    parts = ["refinenet4", "refinenet4_aux", "refinenet1", "refinenet1_aux", "output_conv2"]
+    blocks = [f"backbone.blocks.{i}" for i in range(depth)]
+    names = [*blocks, *(f"head.scratch.{p}" for p in parts), "cam_enc"]
+    with Recorder(net, *names) as seen:
+        out = net(images, cameras)
+    with torch.inference_mode():
+        tokens = net.backbone(images, seen["cam_enc"][0] if cameras is not None else None)
+    c2w, K = decode_cameras(out.pose_encoding, (images.shape[-2], images.shape[-1]))
+    bottom = torch.tensor([0.0, 0, 0, 1]).expand(1, T, 1, 4)
+    got = {
+        "pose_enc": out.pose_encoding,
+        "depth": out.depth,
+        "depth_conf": out.depth_confidence,
+        "extrinsics": torch.linalg.inv(torch.cat([c2w, bottom], 2))[..., :3, :],
+        "intrinsics": K,
+        "head.ray": out.rays,
+        "head.ray_conf": out.rays_confidence,
+        "ref_view": out.reference,
+    }
+    got |= {f"block{i}": seen[b][0] for i, b in enumerate(blocks)}
+    got |= {f"dpt.{p}": torch.cat(seen[f"head.scratch.{p}"]) for p in parts}
+    got |= {f"feat{i}": f[None] for i, f in enumerate(tokens.features)}
+    got["camtok3"] = tokens.camera
+    if run == "two":
+        got |= camera_tokens(net.backbone, [seen[b][0] for b in blocks])
+    if cameras is not None:
+        got["cam_enc_token"] = seen["cam_enc"][0]
+    return {f"{run}.{key}": value for key, value in got.items()}
+
+
+def camera_tokens(backbone, blocks):
+    """Return the first tokens of the tapped blocks (two views): the last state within a view beside the newest."""
+    config = backbone.config
+    first = [b.reshape(1, 2, -1, config.dim)[:, :, 0] for b in blocks]
+    start = config.alternate_from
+    out = {}
+    for k, tap in enumerate(config.taps):
+        within = [i for i in range(tap + 1) if i < start or i % 2 == 0][-1]
+        # At the start the camera token replaces what the blocks within a view had made.
+        local = first[within] if within >= start else backbone.camera_token
+        out[f"camtok{k}"] = torch.cat([local, first[tap]], dim=-1)
+    return out
+
+
+def test_metric_network_equals_the_official_code():
+    golden = Golden("tiny", "da3_metric")
+    config = Da3Config(**TINY_METRIC)
+    net = golden.load(lambda: Da3Net(config), key_map(config))
+    parts = ["refinenet4", "refinenet1", "output_conv2"]
+    blocks = [f"backbone.blocks.{i}" for i in range(config.depth)]
+    got = {}
+    for run, images in (("one", golden.inputs["two"][:1]), ("port", golden.inputs["port"])):
+        with Recorder(net, *blocks, *(f"head.scratch.{p}" for p in parts)) as seen:
+            out = net.mono(images[None])
+        tokens = net.backbone(images[None])
+        maps = {"head.depth": out.depth, "head.sky": out.sky, "sky": out.sky}
+        maps["depth"] = fill_sky(out.depth, out.sky >= SKY_FROM)
+        maps |= {f"block{i}": seen[b][0] for i, b in enumerate(blocks)}
+        maps |= {
+            f"camtok{i}": seen[blocks[tap]][0][None, :, 0] for i, tap in enumerate(config.taps)
+        }
+        maps |= {f"feat{i}": f[None] for i, f in enumerate(tokens.features)}
+        maps |= {f"dpt.{p}": seen[f"head.scratch.{p}"][0] for p in parts}
+        got |= {f"{run}.{key}": value for key, value in maps.items()}
+    golden.check(got)
+
+
+def test_reference_view_equals_the_official_one():
+    t = Golden("post", "da3_post").tensors
+    for views in (3, 4, 6):
+        first = t[f"ref.x{views}"][:, :, 0]
+        for how in ("first", "middle", "saddle_balanced", "saddle_sim_range"):
+            assert torch.equal(reference_view(first, how), t[f"ref.{how}.{views}"]), (views, how)
+        order = reference_first(torch.tensor([views - 1, 1]), views)
+        assert torch.equal(take_views(t[f"ref.x{views}"], order), t[f"ref.reorder{views}"])
+
+
+def test_cameras_equal_the_official_ones():
+    t = Golden("post", "da3_post").tensors
+    H, W = 2 * t["pose.K"][0, 0, 1, 2].item(), 2 * t["pose.K"][0, 0, 0, 2].item()
+    c2w, K = decode_cameras(t["pose.enc"], (H, W))
+    assert relative_error(c2w, t["pose.c2w"]) < 1e-5
+    assert relative_error(K, t["pose.K"]) < 1e-5
+    assert relative_error(encode_cameras(c2w, K, (H, W)), t["pose.enc_back"]) < 1e-5
+    w2c = np.linalg.inv(rigid_4x4(t["pose.c2w"][0].double().numpy()))[:, :3]
+    assert relative_error(torch.tensor(w2c)[None], t["pose.w2c_out"]) < 1e-5
+
+
+def test_metric_scale_and_sky_equal_the_official_ones():
+    t = Golden("post", "da3_post").tensors
+    depth, confidence, K = t["nested.depth"], t["nested.conf"], t["nested.K"]
+    mono = MonoOutput(t["nested.metric_raw"], t["nested.sky"])
+    assert relative_error(at_focal(mono.depth, K), t["nested.metric_scaled"]) < 1e-5
+    out = to_metric(depth, confidence, mono, K)
+    assert relative_error(out.scale, t["nested.scale"]) < 1e-5
+    assert relative_error(out.depth, t["nested.out_depth"]) < 1e-5
+    conf = torch.where(out.is_sky, 1.0, confidence)
+    assert relative_error(conf, t["nested.out_conf"]) < 1e-5
+    moved = t["nested.extrinsics"].clone()
+    moved[..., 3] *= out.scale
+    assert relative_error(moved, t["nested.out_extrinsics"]) < 1e-5
+    assert relative_error(fill_sky(depth, mono.sky >= SKY_FROM), t["mono_sky.out_depth"]) < 1e-5
+
+
+def test_resize_equals_the_official_table():
+    for W, H, method, size, (fx, fy, _, _) in Golden("post", "da3_preprocess").info["table"]:
+        if method != "upper_bound_resize":
+            continue
+        fit = fit_image(W, H)
+        assert list(fit.size) == size, (W, H)
+        K = fit.K_to_network(np.array([[0.9 * W, 0, W / 2], [0, 0.95 * W, H / 2], [0, 0, 1.0]]))
+        assert K[0, 0] == pytest.approx(fx, rel=1e-5)
+        assert K[1, 1] == pytest.approx(fy, rel=1e-5)
+
+
+@pytest.mark.parametrize("which", ["big", "small"])
+def test_pixels_equal_the_official_ones(which):
+    t = Golden("post", "da3_preprocess").tensors
+    rgb = t[f"pre.{which}_uint8"].numpy()
+    fit = fit_image(rgb.shape[1], rgb.shape[0], 56)
+    got = normalise_imagenet(fit.batch([rgb]))[0]
+    torch.testing.assert_close(got, t[f"pre.{which}.upper_bound_resize_56"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(150, 101), (60, 110)])
+def test_prediction(size):
+    model = create_model("da3-base", weights="random", resolution=98, **TINY)
+    for prediction in run_windows(model, *size):
+        check_prediction(prediction, 3, *size)
+        check_pinhole(prediction)
+        assert not prediction.is_metric
+
+
+@pytest.mark.parametrize("sky", ["unknown", "far"])
+def test_prediction_of_the_nested_model(sky):
+    metric = Da3Config(**TINY_METRIC)
+    model = create_model(
+        "da3-nested", weights="random", resolution=98, metric=metric, sky=sky, **TINY_GIANT
+    )
+    has_sky = []
+    for prediction in run_windows(model, 150, 101):
+        assert prediction.is_metric
+        check_prediction(prediction, 3, 150, 101)
+        has_sky.append(np.isnan(prediction.depth).any())
+    assert any(has_sky) == (sky == "unknown")
+
+
+def test_given_cameras_are_used_and_kept():
+    model = create_model("da3-base", weights="random", resolution=98, **TINY)
+    K = np.array([[123.0, 0, 70], [0, 125, 52], [0, 0, 1]])
+    free = run_windows(model, 150, 101, count=3)[0]
+    frames = make_frames(3, 150, 101, K=K)
+    poses = np.tile(np.eye(4), (3, 1, 1))
+    poses[:, 0, 3] = [5.0, 5.2, 5.4]
+    frames = tuple(replace(f, world_from_cam=p) for f, p in zip(frames, poses, strict=True))
+    with model.session(video_info(150, 101)) as session:
+        known = session.step(Window(index=0, frames=frames, overlap=0))
+    np.testing.assert_allclose(known.K, np.stack([K] * 3), rtol=1e-9)
+    np.testing.assert_allclose(known.window_from_cam[:, 0, 3], [0, 0.2, 0.4], atol=1e-9)
+    check_prediction(known, 3, 150, 101)
+    check_pinhole(known)
+    # The network saw them: depth differs by more than a factor.
+    ratio = known.depth / free.depth
+    assert ratio.std() / ratio.mean() > 1e-3
+
+
+def test_unknown_option_is_refused():
+    with pytest.raises(ModelError, match=r"resolutoin.*resolution"):
+        create_model("da3-base", weights="random", resolutoin=98)
