@@ -44,8 +44,14 @@ class PyavBackend:
             first = _first_frame(container, stream, source)
             self.probe = probe_stream(container, stream, first)
             time_base = stream.time_base
+            # AVI stores no presentation times: what FFmpeg reports is the order of decoding.
+            self._has_times = container.format.name != "avi"
         self._pts: Array | None = None
-        if Path(source).is_file() and Path(source).stat().st_size <= INDEXED_BYTES:
+        if (
+            self._has_times
+            and Path(source).is_file()
+            and Path(source).stat().st_size <= INDEXED_BYTES
+        ):
             self._pts = _presentation_times(source)
         if self._pts is not None:
             self.probe = replace(self.probe, timeline=_timeline(self._pts, time_base))
@@ -94,7 +100,8 @@ class PyavBackend:
             stream = video_stream(container, self.source)
             clock = _Clock(self.probe.fps, stream.time_base)
             for index, frame in enumerate(decoded_frames(container, stream)):
-                yield Decoded(index, clock.time_ns(index, frame.pts), _converter(frame))
+                pts = frame.pts if self._has_times else None
+                yield Decoded(index, clock.time_ns(index, pts), _converter(frame))
 
 
 class _Clock:

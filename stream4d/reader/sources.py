@@ -93,11 +93,17 @@ def _in_file(
     if timestamps is not None and timestamps.is_file():
         backend.replace_times(read_timestamps(timestamps))
     wants_decord, reason = _wants_decord(backend, config)
-    if wants_decord:
-        from stream4d.reader.decord_reader import DecordBackend
+    if not wants_decord:
+        return backend, reason
+    from stream4d.reader.decord_reader import DecordBackend
 
+    try:
         return DecordBackend(backend), reason
-    return backend, reason
+    except VideoError as error:
+        if config.backend == "decord":
+            raise
+        logger.debug("not using decord: %s", error)
+        return backend, "frames are decoded in order (decord cannot read this file)"
 
 
 def _wants_decord(backend: PyavBackend, config: ReaderConfig) -> tuple[bool, str]:
