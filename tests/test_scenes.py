@@ -58,7 +58,9 @@ def test_shapes_and_ranges(clips: ClipBatch) -> None:
     assert clips.flow.shape == clips.flow_backward.shape == (B, T - 1, H, W, 2)
     assert clips.scene_flow.shape == (B, T - 1, H, W, 3)
     assert clips.occluded.dtype == clips.motion_mask.dtype == torch.bool
-    assert clips.rgb.min() >= 0 and clips.rgb.max() <= 1 and clips.rgb.std() > 0.1
+    assert clips.rgb.min() >= 0
+    assert clips.rgb.max() <= 1
+    assert clips.rgb.std() > 0.1
     for field in fields(ClipBatch):
         assert torch.isfinite(getattr(clips, field.name).double()).all(), field.name
     assert (clips.depth > 0).all()
@@ -110,7 +112,7 @@ def test_occlusion_is_where_another_surface_is_nearer(clips: ClipBatch) -> None:
         point = clips.pointmap_in_world[b, 0] + clips.scene_flow[b, 0]
         z = point @ cam_from_world[2, :3] + cam_from_world[2, 3]
         near = F.max_pool2d(1 / clips.depth[b, 1][None, None], 3, 1, 1)
-        far = -F.max_pool2d(-1 / clips.depth[b, 1][None, None], 3, 1, 1)
+        far = -F.max_pool2d(-1 / clips.depth[b, 1][None, None], 5, 1, 2)
         nearest = 1 / warp(near[0], flow)[0]
         farthest = 1 / warp(far[0], flow)[0]
         inside = ~outside & (z > 0.1)
@@ -176,7 +178,8 @@ def test_flow_has_many_magnitudes() -> None:
     clips = render_clips(11, 24, 2, (36, 48), "cpu", options)
     share = clips.flow.norm(dim=-1).flatten() / 48
     low, high = share.quantile(0.1), share.quantile(0.9)
-    assert low < 0.01 and 0.03 < high < 0.4
+    assert low < 0.01
+    assert 0.03 < high < 0.4
 
 
 @pytest.mark.gpu
@@ -330,7 +333,8 @@ def test_parts_and_joins(clips: ClipBatch) -> None:
     joined = concatenate([clips.clip(0), clips.clip(slice(1, 3))])
     assert torch.equal(joined.rgb, clips.rgb[:3])
     part = clips.frames(1, 3)
-    assert part.rgb.shape[1] == 2 and part.flow.shape[1] == 1
+    assert part.rgb.shape[1] == 2
+    assert part.flow.shape[1] == 1
     assert torch.equal(part.flow[:, 0], clips.flow[:, 1])
     with pytest.raises(ValueError, match="do not lie"):
         clips.frames(1, 4)
@@ -341,7 +345,8 @@ def test_parts_and_joins(clips: ClipBatch) -> None:
 def test_contact_sheet_has_one_row_a_clip(clips: ClipBatch) -> None:
     sheet = contact_sheet(clips, 2)
     assert sheet.shape == (2 * SIZE[0], 6 * SIZE[1], 3)
-    assert sheet.dtype == np.uint8 and sheet.std() > 20
+    assert sheet.dtype == np.uint8
+    assert sheet.std() > 20
 
 
 def test_too_short_a_clip_is_refused() -> None:

@@ -50,7 +50,7 @@ def rotation_from_vector(vector: Floats) -> Floats:  # (..., 3) -> (..., 3, 3)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(*x.shape, 3, 3)
     a = np.sinc(angle / np.pi)
     b = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + a * cross + b * (cross @ cross)
+    return np.asarray(np.eye(3) + a * cross + b * (cross @ cross))
 
 
 def log_uniform(

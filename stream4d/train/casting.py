@@ -53,7 +53,7 @@ def _linear(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _slab(d: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
     """Return where the ray enters and leaves ``|q_i| ≤ 1``."""
-    inverse = d.reciprocal_()
+    inverse = d.add_(1e-12).reciprocal_()  # a ray exactly along a face must not give 0 · inf
     centre = inverse * -o[:, None, None]
     half = inverse.abs_()
     return centre - half, centre.add_(half)

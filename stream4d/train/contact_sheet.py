@@ -21,7 +21,8 @@ def flow_picture(flow: Tensor, reach: float) -> Tensor:  # (H, W, 2) -> (H, W, 3
     angle = torch.atan2(flow[..., 1], flow[..., 0])
     length = (flow.norm(dim=-1) / max(reach, 1e-6)).clamp(max=1)
     hues = torch.stack([angle, angle - 2.0944, angle + 2.0944], -1).cos() * 0.5 + 0.5
-    return 1 - length[..., None] * (1 - hues)
+    white = torch.ones_like(hues)
+    return white - length[..., None] * (1 - hues)
 
 
 def depth_picture(depth: Tensor, valid: Tensor) -> Tensor:  # (H, W) -> (H, W, 3)

@@ -54,7 +54,7 @@ def _in_view(world: World, size: tuple[int, int]) -> np.ndarray:
             slope = bound[:, None, None]
             distance = sign * (centre[..., axis] - slope * centre[..., 2]) / np.hypot(1, slope)
             inside &= distance > -radius
-    return (inside & world.is_active[:, None]) | (kinds == ROOM)
+    return np.asarray((inside & world.is_active[:, None]) | (kinds == ROOM))
 
 
 def _pixel_rays(

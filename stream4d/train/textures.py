@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stream4d.errors import ConfigError
 
-Image = npt.NDArray[np.float32]
+Image = npt.NDArray[np.floating]
 SKY_TILES = 4
 """The first tiles of an atlas are skies."""
 TILE = 256
@@ -36,7 +36,7 @@ def periodic_noise(rng: np.random.Generator, beta: float, size: int = TILE) -> I
     spectrum = np.fft.rfft2(rng.normal(size=(size, size))) * f ** (-beta / 2)
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, s=(size, size))
-    return (field / field.std()).astype(np.float32)
+    return np.asarray(field / field.std(), np.float32)
 
 
 def _colour(rng: np.random.Generator) -> Image:
@@ -191,7 +191,7 @@ def _smooth(rng: np.random.Generator) -> Image:
     """Almost plain: painted walls, plastic, sky."""
     amount = rng.uniform(0.01, 0.12)
     shade = periodic_noise(rng, 3.0)[..., None] * _colour(rng)
-    return (_colour(rng) + amount * shade).astype(np.float32)
+    return np.asarray(_colour(rng) + amount * shade, np.float32)
 
 
 def _sky(rng: np.random.Generator) -> Image:
@@ -199,7 +199,9 @@ def _sky(rng: np.random.Generator) -> Image:
     blue = np.array([0.35, 0.55, 0.85]) * rng.uniform(0.7, 1.1) + rng.normal(0, 0.05, 3)
     cloud = np.clip(periodic_noise(rng, rng.uniform(2.4, 3.2)) * 0.5 + rng.uniform(-0.3, 0.7), 0, 1)
     sky = np.broadcast_to(blue.astype(np.float32), (TILE, TILE, 3))
-    return np.clip(_mix(sky, np.float32([0.9, 0.9, 0.92]), cloud), 0, 1).astype(np.float32)
+    return np.clip(_mix(sky, np.array([0.9, 0.9, 0.92], np.float32), cloud), 0, 1).astype(
+        np.float32
+    )
 
 
 _PATTERNS: tuple[tuple[Callable[[np.random.Generator], Image], float], ...] = (
@@ -309,7 +311,9 @@ def make_atlas(seed: int, tiles: int, photo_dir: str | None, photo_share: float)
             images.append(photo_tile(rng, photos[rng.integers(len(photos))]))
         else:
             images.append(procedural_tile(rng))
-    return build_atlas(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous())
+    return build_atlas(
+        torch.from_numpy(np.stack(images).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+    )
 
 
 def sample_atlas(

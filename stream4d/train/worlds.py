@@ -124,7 +124,7 @@ def _place(
     centre[..., 1] = np.where(grounded, floor[:, None] - extents[..., 1], centre[..., 1])
     spin = rng.normal(size=(*shape, 3)) * 1.5
     spin[grounded] *= [0, 1, 0]
-    count = rng.integers(options.solids[0], options.solids[1] + 1, B)
+    count = np.asarray(rng.integers(options.solids[0], options.solids[1] + 1, B))
     active = rng.random(shape).argsort(-1) < count[:, None]
     return _Layout(
         centre, rotation_from_vector(spin), extents, active, depth, grounded,
