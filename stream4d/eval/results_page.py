@@ -1,0 +1,181 @@
+"""Writes the results page (Markdown) from evaluation JSON: ours, others', and where ours is worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from stream4d.eval.peers import PEERS, Peer
+from stream4d.eval.report import COLUMNS, cells, failed, markdown_table
+
+POSE = (
+    "path_m",
+    "ate_m",
+    "ate_percent",
+    "rpe_trans_m",
+    "rpe_rot_deg",
+    "focal_error_percent",
+    "pose_in_1sigma",
+)
+SCENE = ("depth_abs_rel", "depth_delta1", "mask_j", "mask_f", "static_share")
+FLOW = ("flow_epe", "flow_dis_epe", "flow_fl_percent", "flow_dis_fl_percent")
+SPEED = ("fps", "latency_s", "peak_rss_mb")
+SMALLER_IS_BETTER = {"ate_m"}
+HEADINGS = {key: title for key, title, _ in COLUMNS}
+
+NOTES = """\
+## How to read this
+
+- **Uncalibrated** runs get the video alone; **calibrated** runs are also given the true camera (and lens: frames are
+  then undistorted, and ground truth goes through the same map by nearest neighbour). They are never mixed.
+- **ATE**: RMSE of camera positions after one Sim(3) alignment of the whole path; **%** of the path's length. **RPE**:
+  RMSE between consecutive frames. Both through evo. Poses are the final ones; frames without ground truth are left out.
+- **frames** `a/b`: b frames came out, a of them were tracked (the pose was measured, not predicted) in the longest
+  segment. A failed sequence has no figures and is counted.
+- **in 1σ**: share of position and rotation components whose error is within the stated standard deviation (0.68 is
+  honest; more is too modest, less is boastful).
+- **AbsRel, δ<1.25**: depth after one median scale per sequence, all pixels with ground truth, at its resolution.
+- **J, F**: intersection over union and boundary F of moving pixels (DAVIS). The `davis_*` ground truth marks only the
+  salient object, so that other true movers count as errors. **static**: share of pixels not masked as moving.
+- **EPE, Fl**: flow error in pixels of the ground truth, and share wrong by > 3 px and > 5 %. **(DIS)** is OpenCV's DIS
+  (medium) on the same processed images.
+- **fps** is the whole pipeline without viewer and without the time spent on scoring. **first s**: from opening the
+  video, loading the model included, to the first posed frame. **RSS**: peak of the process, scoring included.
+- A camera that only rotates has no path: its position errors are empty, its rotation error counts.
+"""
+
+
+def results_page(
+    runs: Sequence[dict[str, Any]], machine: str, command: str, repeat: str = ""
+) -> str:
+    """Return the page for evaluations of any models, calibrated or not."""
+    parts = [
+        "# Results",
+        f"Made by `{command}` with stream4d {runs[0]['run']['version']} (code {runs[0]['run']['code']}) on {machine}. "
+        "Clips: the shared evaluation clips. Nothing was tuned on single clips; what goes wrong is listed too.",
+        *([repeat] if repeat else []),
+        *(_model_section(run) for run in runs),
+        _peer_section(runs),
+        _worse_section(runs),
+        NOTES.rstrip(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _model_section(run: dict[str, Any]) -> str:
+    kind = "calibrated" if run["calibrated"] else "uncalibrated"
+    parts = [f"## Model `{run['model']}`, {kind}"]
+    for title, keys in (
+        ("Camera", POSE),
+        ("Depth and motion", SCENE),
+        ("Flow", FLOW),
+        ("Speed and memory", SPEED),
+    ):
+        relevant = [row for row in run["sequences"] if _has(row, keys) or row["status"] != "ok"]
+        if any(_has(row, keys) for row in relevant):
+            # The mean stays that of the whole run: a table that hides rows must not change it.
+            heading, lines = cells({**run, "sequences": relevant}, keys)
+            parts += [f"### {title}", markdown_table(heading, lines)]
+    reasons = [f"- `{name}` failed: {reason}" for name, reason in failed(run)]
+    return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _has(row: dict[str, Any], keys: Iterable[str]) -> bool:
+    return any(row[key] is not None for key in keys)
+
+
+def ours_beside(run: dict[str, Any], peer: Peer) -> float | None:
+    """Return our mean over the peer's clips, or None where a clip is missing or failed."""
+    rows = {row["name"]: row for row in run["sequences"]}
+    values = [rows[name][peer.figure] if name in rows else None for name in peer.clips]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def is_worse(ours: float, peer: Peer) -> bool:
+    """Tell whether our figure is worse than the published one."""
+    return ours > peer.value if peer.figure in SMALLER_IS_BETTER else ours < peer.value
+
+
+def _peer_section(runs: Sequence[dict[str, Any]]) -> str:
+    heading = ["system", "figure", "published", "data", "camera", "machine"]
+    heading += [
+        f"ours: {run['model']}" + (", calibrated" if run["calibrated"] else "") for run in runs
+    ]
+    lines = []
+    for peer in PEERS:
+        ours = [
+            ours_beside(run, peer) if run["calibrated"] == peer.calibrated else None for run in runs
+        ]
+        lines.append(
+            [
+                peer.system,
+                HEADINGS[peer.figure],
+                f"{peer.value:.3g}",
+                peer.data + ("" if peer.same_data else " (ours: another selection)"),
+                "given" if peer.calibrated else "not given",
+                peer.machine,
+                *("–" if value is None else f"{value:.3g}" for value in ours),
+            ]
+        )
+    sources = "\n".join(f"- {source}" for source in dict.fromkeys(peer.source for peer in PEERS))
+    return "\n\n".join(
+        [
+            "## Beside published figures",
+            "Published by others on their machines, quoted and not measured by us. Where the data differ, the figures "
+            "only give the scale of what the field reaches.",
+            markdown_table(heading, lines),
+            "Sources:",
+            sources,
+        ]
+    )
+
+
+def _worse_section(runs: Sequence[dict[str, Any]]) -> str:
+    lines = [line for run in runs for line in (*_worse_than_peers(run), *_weaknesses(run))]
+    body = "\n".join(f"- {line}" for line in lines) or "- nothing that these rules find"
+    return (
+        "## Where we are worse\n\nFound by fixed rules over the tables above: published figures that beat ours, clips "
+        "with ATE above 2 % of the path, frames without a measured pose, wrong cameras, masks on static clips, flow no "
+        "better than DIS, and uncertainties that are not honest.\n\n" + body
+    )
+
+
+def _worse_than_peers(run: dict[str, Any]) -> Iterable[str]:
+    for peer in PEERS:
+        ours = ours_beside(run, peer) if run["calibrated"] == peer.calibrated else None
+        if ours is not None and is_worse(ours, peer):
+            yield (
+                f"{_name(run)}: {HEADINGS[peer.figure]} {ours:.3g} against {peer.value:.3g} of {peer.system} "
+                f"({peer.data})"
+            )
+
+
+def _weaknesses(run: dict[str, Any]) -> Iterable[str]:
+    for row in run["sequences"]:
+        where = f"{_name(run)}, `{row['name']}`"
+        if row["status"] != "ok":
+            yield f"{where}: failed ({row['reason']})"
+            continue
+        if row["ate_percent"] is not None and row["ate_percent"] > 2:
+            yield f"{where}: ATE {row['ate_percent']:.1f} % of the path"
+        posed = row["frames_with_pose"]
+        if posed is not None and posed < row["frames"]:
+            yield f"{where}: {row['frames'] - posed} of {row['frames']} frames without a measured pose"
+        if row["focal_error_percent"] is not None and row["focal_error_percent"] > 5:
+            yield f"{where}: focal length wrong by {row['focal_error_percent']:.0f} %"
+        kind = run["details"].get(row["name"], {}).get("kind")
+        if kind == "static" and row["static_share"] is not None and row["static_share"] < 0.99:
+            yield f"{where}: {100 * (1 - row['static_share']):.1f} % of a static scene masked as moving"
+        if row["mask_j"] is not None and row["mask_j"] < 0.5:
+            yield f"{where}: mask J {row['mask_j']:.2f}"
+        if row["flow_epe"] is not None and row["flow_epe"] > 0.995 * row["flow_dis_epe"]:
+            yield f"{where}: flow no better than DIS ({row['flow_epe']:.2f} against {row['flow_dis_epe']:.2f} px)"
+        share = row["pose_in_1sigma"]
+        if share is not None and not 0.6 <= share <= 0.75:
+            said = "too large" if share > 0.75 else "too small"
+            yield f"{where}: stated pose uncertainty {said} ({share:.2f} of errors within 1σ)"
+
+
+def _name(run: dict[str, Any]) -> str:
+    return f"`{run['model']}`, {'calibrated' if run['calibrated'] else 'uncalibrated'}"
