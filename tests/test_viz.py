@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import socket
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -519,6 +521,21 @@ def test_web_view_listens_on_loopback_only_and_ends(frames: list[PosedFrame]) ->
     assert port in listening("127.0.0.1")
     sink.close()
     assert port not in listening("127.0.0.1")
+
+
+def test_web_view_dies_with_its_run() -> None:
+    code = (
+        "import os, signal\n"
+        "from stream4d.viz.viewer_process import start_web\n"
+        "print(start_web('127.0.0.1', 0).page, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    page = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, timeout=60).stdout
+    port = int(page.split(b":")[2].split(b"/")[0])
+    deadline = time.monotonic() + 10
+    while port in listening("127.0.0.1"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def listening(address: str) -> set[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ from stream4d.errors import ConfigError, Stream4DError
 from stream4d.packets import PosedFrame, VideoInfo
 from stream4d.viz.rerun_sink import RerunSink
 from stream4d.viz.viewer_process import start_native, start_web
-
-logger = logging.getLogger(__name__)
 
 
 def replay(
@@ -89,7 +86,6 @@ def open_recording(
         start_native([path]).detach()
     elif mode == "web":
         viewer = start_web(host, port, [path])
-        logger.info("the web view is at %s", viewer.page)
         with contextlib.suppress(KeyboardInterrupt):
             viewer.wait()
         viewer.close()

@@ -272,9 +272,7 @@ class RerunSink:
 def _start_viewer(config: ViewConfig) -> ViewerProcess:
     if config.mode == "native":
         return start_native()
-    viewer = start_web(config.host, config.port)
-    logger.info("the web view is at %s", viewer.page)
-    return viewer
+    return start_web(config.host, config.port)
 
 
 def _new_recording(name: str) -> rr.RecordingStream:

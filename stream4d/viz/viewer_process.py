@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from stream4d.errors import MissingDependencyError, Stream4DError
+
+logger = logging.getLogger(__name__)
 
 START_SECONDS = 20.0
 """How long a viewer may take to open its port; a cold start on a loaded laptop takes about three."""
@@ -73,7 +76,7 @@ def check_port(host: str, port: int) -> None:
     except (OSError, OverflowError) as error:
         raise Stream4DError(
             f"cannot listen on {host}:{port} for the viewer: {error}. "
-            "Choose another port with `--port` (0: any), or end what uses it"
+            "Choose another with `--view-port` (0: any free one), or end what uses it"
         ) from None
 
 
@@ -102,8 +105,10 @@ class ViewerProcess:
             # A window that outlives the run must not get its Ctrl-C.
             start_new_session=True,
         )
+        self._watch: subprocess.Popen[bytes] | None = None
         if not detach:
             atexit.register(self.close)
+            self._watch = _end_with_us(self._process.pid)
         try:
             for each in (port, web_port):
                 if each is not None:
@@ -124,6 +129,10 @@ class ViewerProcess:
     def close(self) -> None:
         """End the viewer."""
         atexit.unregister(self.close)
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.communicate()
+            self._watch = None
         if self.is_running:
             self._process.terminate()
             try:
@@ -161,6 +170,22 @@ class ViewerProcess:
         )
 
 
+def _end_with_us(pid: int) -> subprocess.Popen[bytes] | None:
+    """Start a shell that ends process ``pid`` when this one dies, however it dies (``kill -9`` too).
+
+    It reads from a pipe that only this process holds open. Windows has no such shell: there ``close`` must do.
+    """
+    if os.name != "posix":
+        return None
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read _; kill "$1"', "sh", str(pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def start_native(files: Sequence[Path] = ()) -> ViewerProcess:
     """Open the viewer's window. It stays when the run ends.
 
@@ -196,4 +221,7 @@ def start_web(host: str, port: int, files: Sequence[Path] = ()) -> ViewerProcess
         f"http://{host}:{port}",
         *(str(file) for file in files),
     ]
-    return ViewerProcess(arguments, host=host, port=data_port, web_port=port, detach=False)
+    viewer = ViewerProcess(arguments, host=host, port=data_port, web_port=port, detach=False)
+    # A warning, so that it is shown by default: without the address there is no view.
+    logger.warning("the web view is at %s", viewer.page)
+    return viewer
