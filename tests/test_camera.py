@@ -1,63 +1,177 @@
-"""Pinhole camera: projection and its inverse, and K under resizing and cropping."""
+"""Live sources: only the newest frames are kept, lost connections come back, and everything can be stopped."""
 
 from __future__ import annotations
 
-import numpy as np
+import contextlib
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
+from clips import number_of, write_video
 
-from stream4d.geometry import camera
-
-K = camera.make_K(310.0, 305.0, 160.3, 118.9)
-
-
-def test_project_inverts_unproject() -> None:
-    depth = np.random.default_rng(0).uniform(0.5, 5, (240, 320))
-    uv = camera.project(camera.unproject(depth, K), K)
-    np.testing.assert_allclose(uv, camera.pixel_grid(240, 320), atol=1e-10)
-
-
-def test_leading_dimensions_broadcast() -> None:
-    depth = np.random.default_rng(0).uniform(0.5, 5, (3, 24, 32))
-    Ks = np.stack([K, camera.scale_K(K, 0.5, 0.5), camera.scale_K(K, 2, 2)])
-    uv = camera.project(camera.unproject(depth, Ks), Ks)
-    np.testing.assert_allclose(uv, np.broadcast_to(camera.pixel_grid(24, 32), uv.shape), atol=1e-9)
+from stream4d.config import ReaderConfig
+from stream4d.errors import VideoError
+from stream4d.reader import camera_reader, open_video
+from stream4d.reader.base import VideoReader
+from stream4d.reader.camera_reader import RING, CameraBackend
+from stream4d.reader.prefetch import prefetch
+from stream4d.reader.pyav_reader import open_container
 
 
-def test_float32_stays_float32() -> None:
-    depth = np.ones((4, 5), np.float32)
-    assert camera.unproject(depth, K).dtype == np.float32
-    assert camera.project(camera.unproject(depth, K), K).dtype == np.float32
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("live") / "clip.mp4", frames=40)
 
 
-def test_points_behind_the_camera_are_nan() -> None:
-    assert np.isnan(camera.project(np.array([[0.1, 0.1, -1.0], [0.0, 0.0, 0.0]]), K)).all()
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camera_reader, "BACK_OFF_S", (0.01, 0.02))
+    monkeypatch.setattr(camera_reader, "GIVE_UP_S", 0.3)
 
 
-def test_scale_K_is_what_a_resize_does() -> None:
-    # the corner of the image area (-0.5, -0.5) stays the corner, and the far corner goes to the far corner
-    scaled = camera.scale_K(K, 0.25, 0.5)
-    for corner in ([-0.5, -0.5], [319.5, 239.5]):
-        ray = camera.rays(np.array(corner), K)
-        uv = camera.project(ray, scaled)
-        np.testing.assert_allclose(
-            uv, [(corner[0] + 0.5) * 0.25 - 0.5, (corner[1] + 0.5) * 0.5 - 0.5]
-        )
-    np.testing.assert_allclose(camera.scale_K(scaled, 4, 2), K)
+def live_reader(backend: CameraBackend, **settings: object) -> VideoReader:
+    config = ReaderConfig(**{"resolution": 64, **settings})  # type: ignore[arg-type]
+    return VideoReader("fake", backend, config, "a test")
 
 
-def test_crop_K_shifts_pixels() -> None:
-    point = np.array([0.3, -0.2, 2.0])
-    np.testing.assert_allclose(
-        camera.project(point, camera.crop_K(K, 10, 20)), camera.project(point, K) - [10, 20]
-    )
+def opener_of(clip: Path, lives: int) -> Any:
+    """Connect ``lives`` times, then never again."""
+    connections = []
+
+    @contextlib.contextmanager
+    def opener() -> Iterator[Any]:
+        connections.append(time.monotonic())
+        if len(connections) > lives:
+            raise VideoError("nobody answers")
+        with open_container(str(clip)) as container:
+            yield container
+
+    return opener
 
 
-def test_focal_and_fov_are_inverse() -> None:
-    assert camera.fov_from_focal(camera.focal_from_fov(63.0, 384), 384) == pytest.approx(63)
-    assert camera.centred_K(100, 8, 6)[:2, 2].tolist() == [3.5, 2.5]
+def test_only_the_newest_frames_are_kept(clip: Path) -> None:
+    backend = CameraBackend("fake", opener_of(clip, 1))
+    with live_reader(backend) as reader:
+        backend._thread.join(timeout=20)  # everything was captured before anything is read
+        frames = list(reader)
+        assert [number_of(frame.rgb) for frame in frames] == list(range(40 - RING, 40))
+        assert [frame.index for frame in frames] == list(range(RING))
+        assert [frame.source_index for frame in frames] == list(range(40 - RING, 40))
+        assert reader.dropped == 40 - RING
+        assert reader.info.is_live
+        assert reader.info.frame_count is None
 
 
-def test_inside_excludes_borders_and_nan() -> None:
-    uv = np.array([[0, 0], [7, 5], [7.1, 5], [np.nan, 2], [3, 3]])
-    assert camera.inside(uv, 6, 8).tolist() == [True, True, False, False, True]
-    assert camera.inside(uv, 6, 8, margin=1).tolist() == [False, False, False, False, True]
+def test_lost_connections_come_back(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+    backend = CameraBackend("fake", opener_of(clip, 3))
+    with live_reader(backend) as reader:
+        times = [frame.timestamp_ns for frame in reader]
+        taken = len(times) + reader.dropped
+        assert reader.clock_start_ns is not None
+        assert 0 <= times[-1] <= time.monotonic_ns() - reader.clock_start_ns + 2 * 10**9
+    assert taken == 120
+    assert times == sorted(set(times))
+    assert caplog.text.count("trying again") >= 3
+    assert "has ended: nobody answers" in caplog.text
+
+
+def test_first_connection_must_work() -> None:
+    with pytest.raises(VideoError, match="nobody answers"):
+        CameraBackend("fake", opener_of(Path("unused"), 0))
+
+
+def test_stopping_a_camera_that_never_ends(clip: Path) -> None:
+    backend = CameraBackend("fake", opener_of(clip, 10**6))
+    with live_reader(backend, max_frames=3) as reader:
+        assert len(list(reader)) == 3
+    assert not backend._thread.is_alive()
+
+
+def test_a_camera_that_changes_size_ends_the_run(clip: Path, tmp_path: Path) -> None:
+    clips = iter([clip, write_video(tmp_path / "big.mp4", size=(96, 64))])
+    backend = CameraBackend("fake", lambda: open_container(str(next(clips, clip))))
+    with live_reader(backend) as reader, pytest.raises(VideoError, match=r"64×48 to 96×64"):
+        list(reader)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    files: dict[str, bytes] = {}  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        data = self.files[self.path]
+        self.send_response(200)
+        if not self.path.startswith("/live"):
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Stay quiet."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("http")
+    ts = write_video(folder / "live.ts", frames=40, options={"g": "10"})
+    mp4 = write_video(folder / "clip.mp4", frames=40, container_options={"movflags": "faststart"})
+    _Handler.files = {"/live.ts": ts.read_bytes(), "/clip.mp4": mp4.read_bytes()}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+
+
+def test_finite_video_over_http(server: str) -> None:
+    with open_video(f"{server}/clip.mp4", ReaderConfig(resolution=64, stride=5)) as reader:
+        assert reader.info.backend == "pyav"
+        assert not reader.info.is_live
+        assert reader.info.frame_count == 8
+        whole = list(reader)
+        assert [number_of(frame.rgb) for frame in whole] == list(range(0, 40, 5))
+        assert [f.timestamp_ns for f in reader.frames_from(6)] == [30 * 40_000_000, 35 * 40_000_000]
+
+
+def test_live_stream_over_http(server: str) -> None:
+    with open_video(f"{server}/live.ts", ReaderConfig(resolution=64, max_frames=60)) as reader:
+        assert reader.info.backend == "camera"
+        assert reader.info.is_live
+        frames = list(reader)
+    # The server hangs up after 40 frames: the rest comes from a second connection.
+    assert len(frames) == 60
+    assert frames[-1].source_index >= 59
+
+
+# ── the decode-ahead thread ────────────────────────────────────────────────────────────────────
+
+
+def test_prefetch_runs_ahead_no_further_than_its_queue() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for index in range(1000):
+            made.append(index)
+            yield index
+
+    ahead = prefetch(items(), 3)
+    assert next(ahead) == 0
+    time.sleep(0.2)
+    assert len(made) <= 1 + 3 + 1  # taken, queued, in the thread's hand
+    ahead.close()  # type: ignore[attr-defined]
+    assert len(made) <= 6
+
+
+def test_prefetch_hands_over_errors_in_order() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise VideoError("broken")
+
+    ahead = prefetch(items(), 8)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(VideoError, match="broken"):
+        next(ahead)

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
+import av
+
 from stream4d.errors import VideoError
 from stream4d.packets import Array
 from stream4d.reader.backend import Decoded
@@ -37,13 +39,11 @@ _JUMP_NS = SECOND_NS
 """Stream times that disagree with the clock by more than this have been reset."""
 
 _DEVICE_FORMATS = {"Linux": "v4l2", "Darwin": "avfoundation", "Windows": "dshow"}
-_STREAM_OPTIONS = {
-    "rtsp_transport": "tcp",
-    "timeout": "5000000",
-    "rw_timeout": "5000000",
-    "fflags": "nobuffer",
-    "flags": "low_delay",
-}
+_STREAM_OPTIONS = {"rtsp_transport": "tcp", "fflags": "nobuffer"}
+_TIMEOUT_S = (10.0, 10.0)
+"""How long to wait for a connection and for the next packet."""
+_POLL_S = 0.5
+"""Waits are cut into these, so that Ctrl-C is heard on every system."""
 
 Opener = Callable[[], AbstractContextManager[Any]]
 
@@ -65,13 +65,13 @@ class CameraBackend:
     name = "camera"
 
     def __init__(
-        self, source: str, opener: Opener | None = None, *, give_up_s: float = GIVE_UP_S
+        self, source: str, opener: Opener | None = None, *, give_up_s: float | None = None
     ) -> None:
         self.source = source
         self.dropped = 0
         self.clock_start_ns: int | None = None
         self._open = opener or functools.partial(open_live, source)
-        self._give_up_s = give_up_s
+        self._give_up_s = GIVE_UP_S if give_up_s is None else give_up_s
         self._ring: deque[tuple[int, int, Any]] = deque(maxlen=RING)
         self._changed = threading.Condition()
         self._stopped = threading.Event()
@@ -89,13 +89,10 @@ class CameraBackend:
 
     def stream(self) -> Iterator[Decoded]:
         """Yield the oldest frame kept, waiting for the next; ends when the source has ended."""
-        while True:
+        while self._wait():
             with self._changed:
-                self._changed.wait_for(lambda: self._ring or self._ended)
-                if not self._ring:
-                    break
                 index, time_ns, frame = self._ring.popleft()
-            yield Decoded(index, time_ns, functools.partial(to_rgb, frame))
+            yield Decoded(index, time_ns, functools.partial(self._convert, frame))
         if self._error is not None:
             logger.warning("%s has ended: %s", self.source, self._error)
 
@@ -105,9 +102,24 @@ class CameraBackend:
         self._end(None)
         self._thread.join(timeout=10)
 
-    def _first_probe(self) -> Any:
+    def _wait(self) -> bool:
+        """Wait for a frame; False when none will come."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ring or self._ended)
+            while not self._changed.wait_for(lambda: self._ring or self._ended, _POLL_S):
+                pass
+            return bool(self._ring)
+
+    def _convert(self, frame: Any) -> Array:
+        rgb = to_rgb(frame)
+        if rgb.shape != (self.probe.height, self.probe.width, 3):
+            raise VideoError(
+                f"{self.source} changed its size from {self.probe.width}×{self.probe.height} to "
+                f"{rgb.shape[1]}×{rgb.shape[0]}: start a new run"
+            )
+        return rgb
+
+    def _first_probe(self) -> Any:
+        self._wait()
         if self._error is not None:
             raise self._error
         return self._probe
@@ -186,7 +198,7 @@ class _LiveClock:
 def open_live(source: str) -> AbstractContextManager[Any]:
     """Open a camera of this machine or a live URL."""
     if "://" in source:
-        return open_container(source, options=_STREAM_OPTIONS, timeout=(10.0, 10.0))
+        return open_container(source, options=_STREAM_OPTIONS, timeout=_TIMEOUT_S)
     return _open_camera(source)
 
 
@@ -197,7 +209,7 @@ def _open_camera(source: str) -> Iterator[Any]:
     if system == "Linux" and device.isdigit():
         device = f"/dev/video{device}"
     if system == "Windows" and not device.startswith("video="):
-        device = f"video={device}"
+        device = f"video={_windows_name(device)}"
     options = {"framerate": "30"} if system == "Darwin" else {}
     with ExitStack() as stack:
         opening = open_container(
@@ -211,3 +223,13 @@ def _open_camera(source: str) -> Iterator[Any]:
                 "choose another with webcam:N"
             ) from None
         yield container
+
+
+def _windows_name(device: str) -> str:
+    """Return the name of the N-th camera: DirectShow knows cameras by name only."""
+    if not device.isdigit():
+        return device
+    names = [d.name for d in av.enumerate_input_devices("dshow") if "video" in d.media_types]
+    if int(device) >= len(names):
+        raise VideoError(f"no camera {device}: found {', '.join(names) or 'none'}")
+    return str(names[int(device)])

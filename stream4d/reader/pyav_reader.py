@@ -25,7 +25,7 @@ INDEXED_BYTES = 4 << 30
 """Files up to this size have all packets read once (not decoded) for exact times and counts: about 1 s per GB."""
 _SEEK_FROM = 64
 """Frames nearer to the start than this are reached by decoding."""
-_NETWORK_OPTIONS = {"rw_timeout": "10000000", "timeout": "10000000"}
+_NETWORK_TIMEOUT_S = (10.0, 30.0)
 
 
 class PyavBackend:
@@ -129,7 +129,7 @@ class _Clock:
 def open_container(source: str, **options: Any) -> Iterator[Any]:
     """Open for reading; every way it can fail becomes one ``VideoError``."""
     if "://" in source:
-        options.setdefault("options", _NETWORK_OPTIONS)
+        options.setdefault("timeout", _NETWORK_TIMEOUT_S)
     try:
         container = av.open(source, **options)
     except av.error.FileNotFoundError:
