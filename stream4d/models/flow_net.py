@@ -1,0 +1,420 @@
+"""Dense correspondence for the temporal model: frame encoder, coarse matching, recurrent refinement.
+
+Works on both directions of a frame pair at once (the direction is one more batch entry). Three sources agree on a flow:
+a classical initial flow (OpenCV DIS, ``temporal_cues``), a global match of learned descriptors at 1/8 resolution
+(LoFTR's dual softmax) that knows large displacements, and a recurrent refinement over local correlation at 1/4
+resolution with weights shared over iterations (PWC-Net's warped cost volume inside RAFT's update). The initial flow is
+an input and not a crutch: training hides or weakens it in part of the samples.
+
+The encoder's small branch has the topology of XFeat (Potje et al., CVPR 2024) with batch norm folded away, so that its
+public Apache-2.0 weights can be its initial value.
+
+Shapes: B batch (directions included), C channels, H W the image, h w the level at hand; flows are in pixels of their
+level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MAX_GLOBAL_CELLS = 6000
+"""Above this many cells at 1/8 resolution the global match runs on pooled descriptors: its cost is quadratic."""
+STEP = 0.2
+"""Gain of predicted flow corrections: most of them are fractions of a pixel, and Adam's steps are not."""
+
+
+class FrameFeatures(NamedTuple):
+    """What the encoder keeps of one frame."""
+
+    quarter: Tensor
+    """(B, C4, H/4, W/4)."""
+    eighth: Tensor
+    """(B, 64, H/8, W/8)."""
+    sixteenth: Tensor
+    """(B, 64, H/16, W/16)."""
+    thirtysecond: Tensor
+    """(B, 64, H/32, W/32)."""
+
+
+class GlobalMatch(NamedTuple):
+    """A match of every coarse cell over the whole other frame."""
+
+    flow: Tensor
+    """(2B, 2, h, w) in cells."""
+    confidence: Tensor
+    """(2B, 1, h, w) dual-softmax probability of the match in [0, 1]."""
+    logp: Tensor | None
+    """(B, N, N) log dual-softmax, frame a's cells by frame b's; only where gradients are on."""
+    cell: int
+    """Cell size in pixels of the full image."""
+
+
+class FlowFields(NamedTuple):
+    """Flow of a batch of directed pairs."""
+
+    steps: list[Tensor]
+    """Estimates of growing quality, each (B, 2, H, W) pixels; the last is the answer."""
+    mixture: Tensor
+    """(B, 2, H, W): logit of the wide Laplace component and log of its scale in pixels."""
+    log_sigma: Tensor
+    """(B, 1, H, W) log of the Laplace scale of the answer's error, pixels per axis."""
+    match: GlobalMatch
+    """The coarse match that went in; its scores have a loss of their own."""
+    hidden: Tensor
+    """(B, Ch, H/4, W/4) state of the refinement, for the motion and depth heads."""
+    upsampling: Tensor
+    """(B, 144, H/4, W/4) logits of the convex upsampling from 1/4 to full resolution."""
+    quarter: Tensor
+    """(B, 2, H/4, W/4) the answer before upsampling, in pixels of that level."""
+
+
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+) -> nn.Conv2d:
+    """Make a convolution that keeps the size (at stride 1)."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation)
+
+
+class FrameEncoder(nn.Module):
+    """Features of one frame at 1/4 … 1/32: a grey matching branch and a colour branch at 1/4."""
+
+    def __init__(self, quarter_channels: int = 48) -> None:
+        super().__init__()
+        self.skip = conv(1, 24, 1)
+        self.block1 = nn.ModuleList(
+            [conv(1, 4), conv(4, 8, stride=2), conv(8, 8), conv(8, 24, stride=2)]
+        )
+        self.block2 = nn.ModuleList([conv(24, 24), conv(24, 24)])
+        self.block3 = nn.ModuleList([conv(24, 64, stride=2), conv(64, 64), conv(64, 64, 1)])
+        self.block4 = nn.ModuleList([conv(64, 64, stride=2), conv(64, 64), conv(64, 64)])
+        self.block5 = nn.ModuleList(
+            [conv(64, 128, stride=2), conv(128, 128), conv(128, 128), conv(128, 64, 1)]
+        )
+        self.fusion = nn.ModuleList([conv(64, 64), conv(64, 64)])
+        self.fused = conv(64, 64, 1)
+        self.colour = conv(24 + 48, quarter_channels)
+        self.residual = nn.ModuleList([conv(quarter_channels, quarter_channels) for _ in range(2)])
+
+    @staticmethod
+    def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
+        for layer in layers:
+            x = F.relu(layer(x))
+        return x
+
+    def forward(
+        self, images: Tensor
+    ) -> FrameFeatures:  # (B, 3, H, W) in [0, 1]; sides multiples of 32
+        grey = images.mean(1, keepdim=True)
+        deviation, mean = torch.std_mean(grey, dim=(2, 3), keepdim=True, correction=0)
+        gain = 1 / (deviation + 1e-3)
+        grey = (grey - mean) * gain
+        x = self._run(self.block1, grey) + self.skip(F.avg_pool2d(grey, 4))
+        quarter = self._run(self.block2, x)
+        x3 = self._run(self.block3, quarter)
+        x4 = self._run(self.block4, x3)
+        x5 = self._run(self.block5, x4)
+        size = x3.shape[-2:]
+        merged = x3 + sum(
+            F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (x4, x5)
+        )
+        eighth = self.fused(self._run(self.fusion, merged))
+        patches = F.pixel_unshuffle((images - mean) * gain, 4)
+        colour = F.relu(self.colour(torch.cat([quarter, patches.to(quarter.dtype)], 1)))
+        x = F.relu(self.residual[0](colour))
+        return FrameFeatures(F.relu(colour + self.residual[1](x)), eighth, x4, x5)
+
+
+def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold XFeat's public checkpoint (batch norm without affine) into the encoder's names."""
+    names: dict[str, str] = {}
+    for block, layers in (
+        ("block1", 4),
+        ("block2", 2),
+        ("block3", 3),
+        ("block4", 3),
+        ("block5", 4),
+    ):
+        names |= {f"{block}.{i}": f"{block}.{i}" for i in range(layers)}
+    names |= {"fusion.0": "block_fusion.0", "fusion.1": "block_fusion.1"}
+    out: dict[str, Tensor] = {}
+    for ours, theirs in names.items():
+        mean = tensors[f"{theirs}.layer.1.running_mean"]
+        scale = torch.rsqrt(tensors[f"{theirs}.layer.1.running_var"] + 1e-5)
+        out[f"{ours}.weight"] = tensors[f"{theirs}.layer.0.weight"] * scale[:, None, None, None]
+        out[f"{ours}.bias"] = -mean * scale
+    for ours, theirs in (("skip", "skip1.1"), ("fused", "block_fusion.2")):
+        out[f"{ours}.weight"] = tensors[f"{theirs}.weight"]
+        out[f"{ours}.bias"] = tensors[f"{theirs}.bias"]
+    return out
+
+
+def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:  # (2, h, w) as (x, y), float32
+    """List pixel-centre coordinates."""
+    y = torch.arange(h, device=like.device, dtype=torch.float32)
+    x = torch.arange(w, device=like.device, dtype=torch.float32)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
+def warp(
+    image: Tensor, flow: Tensor, padding: str = "zeros"
+) -> Tensor:  # (B, C, h, w), (B, 2, h, w)
+    """Sample ``image`` at each pixel plus its flow (bilinear, integer coordinates are pixel centres)."""
+    h, w = image.shape[-2:]
+    at = pixel_grid(h, w, flow) + flow.float()
+    size = at.new_tensor([w - 1, h - 1]).clamp_min(1)
+    grid = at.permute(0, 2, 3, 1) * (2 / size) - 1
+    out = F.grid_sample(image.float(), grid, padding_mode=padding, align_corners=True)
+    return out.to(image.dtype)
+
+
+def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h, w) twice
+    """Correlate each cell with its (2r+1)² neighbours in ``b``: (B, (2r+1)², h, w), a quarter of the sum over channels.
+
+    Source: the partial cost volume of PWC-Net (Sun et al. 2018, eq. 2).
+    """
+    h, w = a.shape[-2:]
+    padded = F.pad(b, (radius,) * 4)
+    side = 2 * radius + 1
+    rows = [
+        (a * padded[..., dy : dy + h, dx : dx + w]).sum(1)
+        for dy in range(side)
+        for dx in range(side)
+    ]
+    return torch.stack(rows, 1) / 4
+
+
+def resize_flow(flow: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize a flow field and scale its vectors with it."""
+    h, w = flow.shape[-2:]
+    scale = flow.new_tensor([size[1] / w, size[0] / h])[:, None, None]
+    if size[0] < h:
+        return F.interpolate(flow, size, mode="area") * scale
+    return F.interpolate(flow, size, mode="bilinear", align_corners=False) * scale
+
+
+def convex_upsample(values: Tensor, logits: Tensor, factor: int = 4) -> Tensor:
+    """Upsample by learned convex combinations of 3×3 neighbours (RAFT, Teed & Deng 2020, §3.3)."""
+    B, C, h, w = values.shape
+    weights = logits.float().view(B, 1, 9, factor, factor, h, w).softmax(2)
+    patches = F.unfold(F.pad(values.float(), (1,) * 4, mode="replicate"), 3)
+    patches = patches.view(B, C, 9, 1, 1, h, w)
+    out = (weights * patches).sum(2)  # (B, C, factor, factor, h, w)
+    return out.permute(0, 1, 4, 2, 5, 3).reshape(B, C, h * factor, w * factor)
+
+
+def swap_directions(x: Tensor) -> Tensor:
+    """Exchange the two halves of the batch: forward pairs and their reverses."""
+    first, second = x.chunk(2)
+    return torch.cat([second, first])
+
+
+def round_trip(flow: Tensor) -> Tensor:  # (2B, 2, h, w) -> (2B, 1, h, w)
+    """Measure by how much going there and back misses the start, in pixels of the level."""
+    miss = flow + warp(swap_directions(flow), flow)
+    return miss.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+
+
+def global_match(
+    a: Tensor, b: Tensor, scale: Tensor
+) -> GlobalMatch:  # (B, C, h, w) unit vectors twice
+    """Match all cells of two frames both ways; refine each match inside its 3×3 neighbourhood.
+
+    Source: the dual-softmax matching of LoFTR (Sun et al. 2021, eq. 2-3), refined by a local soft-argmax.
+    """
+    h, w = a.shape[-2:]
+    cell, full = 8, (h, w)
+    if h * w > MAX_GLOBAL_CELLS:
+        a, b = F.normalize(F.avg_pool2d(a, 2)), F.normalize(F.avg_pool2d(b, 2))
+        cell, (h, w) = 16, a.shape[-2:]
+    scores = torch.matmul(a.flatten(2).transpose(1, 2), b.flatten(2)).float() * scale
+    rows, columns = scores.logsumexp(2, keepdim=True), scores.logsumexp(1, keepdim=True)
+    with torch.no_grad():
+        found = [
+            _nearest(s, r.flatten(1), c.flatten(1), (h, w))
+            for s, r, c in ((scores, rows, columns), (scores.mT, columns, rows))
+        ]
+        flow, confidence = (torch.cat(x) for x in zip(*found, strict=True))
+        if (h, w) != full:
+            flow = resize_flow(flow, full)
+            confidence = F.interpolate(confidence, full, mode="nearest")
+    logp = 2 * scores - rows - columns if torch.is_grad_enabled() else None
+    return GlobalMatch(flow, confidence, logp, cell)
+
+
+def _nearest(
+    scores: Tensor,  # (B, N, N)
+    rows: Tensor,  # (B, N) log of the sum over each row's softmax, and over each column's
+    columns: Tensor,
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Take each row's best column as flow, with the soft-argmax over the 3×3 cells around it."""
+    h, w = size
+    best, index = scores.max(2)
+    confidence = (2 * best - rows - columns.gather(1, index)).exp()
+    x, y = index % w, index // w  # (B, N)
+    steps = torch.tensor([-1, 0, 1], device=index.device)
+    dy, dx = (s.flatten() for s in torch.meshgrid(steps, steps, indexing="ij"))
+    near_x, near_y = (x[..., None] + dx).clamp(0, w - 1), (y[..., None] + dy).clamp(0, h - 1)
+    weight = scores.gather(2, near_y * w + near_x).softmax(-1)  # (B, N, 9)
+    at = torch.stack([(weight * near_x).sum(-1), (weight * near_y).sum(-1)], 1)
+    return at.view(-1, 2, h, w) - pixel_grid(h, w, scores), confidence.view(-1, 1, h, w)
+
+
+class Fusion(nn.Module):
+    """At 1/8: choose between the initial flow and the global match, and mend both."""
+
+    def __init__(self, context: int, tokens: int, hidden: int) -> None:
+        super().__init__()
+        self.context = conv(context + tokens, 32, 1)
+        self.enter = conv(18 + 3 + 4 + 32, 64)
+        self.blocks = nn.ModuleList([conv(64, 64, dilation=d) for d in (1, 2, 4, 1)])
+        self.flow = conv(64, 4)
+        self.hidden = conv(64, hidden)
+        nn.init.zeros_(self.flow.weight)
+        with torch.no_grad():  # start out as the initial flow
+            self.flow.bias.copy_(  # type: ignore[union-attr]
+                torch.tensor([0.0, 0.0, -4.0, 2.0])
+            )
+
+    def forward(
+        self,
+        initial: Tensor,  # (2B, 2, h, w) in cells
+        match: GlobalMatch,
+        near: tuple[Tensor, Tensor],  # descriptors of the start and the target frame
+        context: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return flow in cells, the trust in the initial flow's detail (0..1), and the hidden state."""
+        start, target = near
+        costs = [local_correlation(start, warp(target, f), 1) for f in (initial, match.flow)]
+        errors = [torch.log1p(round_trip(f)) for f in (initial, match.flow)]
+        jump = match.flow - initial
+        clues = torch.cat(
+            [*costs, *errors, match.confidence, jump / (1 + jump.abs()), initial / 16], 1
+        )
+        x = torch.cat([clues.to(context.dtype), F.relu(self.context(context))], 1)
+        x = F.relu(self.enter(x))
+        for block in self.blocks:
+            x = x + F.relu(block(x))
+        out = self.flow(x).float()
+        flow = initial + out[:, 2:3].sigmoid() * jump + STEP * out[:, :2]
+        return flow, out[:, 3:4].sigmoid(), self.hidden(x)
+
+
+class Refiner(nn.Module):
+    """At 1/4: recurrent refinement over local correlation, weights shared over iterations."""
+
+    def __init__(self, context: int, descriptor: int, hidden: int, radius: int) -> None:
+        super().__init__()
+        self.radius = radius
+        self.context = conv(context, 32, 1)
+        self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + hidden, hidden)
+        self.blocks = nn.ModuleList([conv(hidden, hidden, dilation=d) for d in (1, 2)])
+        self.update = conv(hidden, hidden)
+        self.delta = conv(hidden, 2)
+        self.mask = nn.Sequential(conv(hidden, 64), nn.ReLU(), conv(64, 144, 1))
+        self.scale = conv(hidden, 3)
+        for layer in (self.delta, self.scale):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def prepare(self, context: Tensor) -> Tensor:
+        """Compute once what does not change over iterations."""
+        return F.relu(self.context(context))
+
+    def forward(
+        self,
+        flow: Tensor,  # (2B, 2, h, w) pixels of the level
+        initial: Tensor,  # the classical flow at this level
+        hidden: Tensor,
+        context: Tensor,
+        near: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Return the better flow and the next hidden state."""
+        start, target = near
+        moved = warp(target, flow)
+        costs = local_correlation(start, moved, self.radius)
+        apart = (start - moved).abs().mean(1, keepdim=True)
+        back = torch.log1p(round_trip(flow))
+        away = (initial - flow).clamp(-8, 8) / 4
+        clues = torch.cat([costs.float(), away, back, apart.float()], 1).to(hidden.dtype)
+        x = F.relu(self.enter(torch.cat([clues, context, hidden], 1)))
+        for block in self.blocks:
+            x = x + F.relu(block(x))
+        hidden = torch.tanh(hidden + self.update(x))
+        return flow + STEP * self.delta(hidden).float(), hidden
+
+
+class FlowNet(nn.Module):
+    """Both flows of a frame pair from the frames' features, their tokens and an initial flow."""
+
+    def __init__(
+        self,
+        *,
+        quarter: int,
+        tokens: int,
+        hidden: int = 48,
+        descriptor: int = 32,
+        radius: int = 2,
+        iterations: int = 2,
+    ) -> None:
+        super().__init__()
+        self.iterations = iterations
+        self.match_tokens = conv(tokens, 64, 1)
+        nn.init.zeros_(self.match_tokens.weight)
+        nn.init.zeros_(self.match_tokens.bias)  # type: ignore[arg-type]
+        self.match_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.fusion = Fusion(64, tokens, hidden)
+        self.describe = conv(quarter + 64, descriptor, 1)
+        self.refiner = Refiner(quarter, descriptor, hidden, radius)
+
+    def forward(
+        self,
+        a: FrameFeatures,
+        b: FrameFeatures,
+        tokens: tuple[Tensor, Tensor],  # (B, C, H/16, W/16) of a and b
+        initial: Tensor,  # (2B, 2, H, W): a → b, then b → a
+        *,
+        iterations: int | None = None,
+    ) -> FlowFields:
+        size8, size4 = a.eighth.shape[-2:], a.quarter.shape[-2:]
+        quarter = torch.cat([a.quarter, b.quarter])
+        eighth = torch.cat([a.eighth, b.eighth])
+        upped = F.interpolate(torch.cat(tokens), size8, mode="bilinear", align_corners=False)
+        unit = F.normalize(eighth + self.match_tokens(upped), dim=1)
+        scale = self.match_scale.exp().clamp(max=100)
+        unit_a, unit_b = unit.chunk(2)
+        match = global_match(unit_a, unit_b, scale)
+        initial8, initial4 = resize_flow(initial, size8), resize_flow(initial, size4)
+        context8 = torch.cat([eighth, upped], 1)
+        flow8, trust, hidden8 = self.fusion(
+            initial8, match, (4 * unit, swap_directions(4 * unit)), context8
+        )
+        trust = F.interpolate(trust, size4, mode="bilinear", align_corners=False)
+        coarse = resize_flow(flow8, size4)
+        # The detail that 1/8 cannot carry comes from the initial flow where it is trusted.
+        flow = coarse + trust * (initial4 - resize_flow(initial8, size4))
+        hidden = torch.tanh(F.interpolate(hidden8, size4, mode="bilinear", align_corners=False))
+        wide = F.interpolate(unit, size4, mode="bilinear", align_corners=False)
+        descriptors = self.describe(torch.cat([quarter, 8 * wide.to(quarter.dtype)], 1))
+        descriptors = 4 * F.normalize(descriptors - descriptors.mean(1, keepdim=True), dim=1)
+        near = (descriptors, swap_directions(descriptors))
+        context = self.refiner.prepare(quarter)
+        size = initial.shape[-2:]
+        steps = [resize_flow(flow, size)] if torch.is_grad_enabled() else []
+        for _ in range(iterations or self.iterations):
+            flow, hidden = self.refiner(flow.detach(), initial4, hidden, context, near)
+            if torch.is_grad_enabled():
+                steps.append(resize_flow(flow, size))
+        mask = self.refiner.mask(hidden)
+        # Every step has a loss of its own in training; the last one takes the learned upsampling.
+        steps = [*steps[:-1], convex_upsample(flow * 4, mask)]
+        scales = self.refiner.scale(hidden).float()
+        scales = F.interpolate(scales, size, mode="bilinear", align_corners=False)
+        mixture = torch.cat([scales[:, :1], 10 * torch.sigmoid(scales[:, 1:2] - 1)], 1)
+        return FlowFields(steps, mixture, scales[:, 2:3], match, hidden, mask, flow)

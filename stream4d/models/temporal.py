@@ -1,0 +1,413 @@
+"""The default learned model: small temporal network with shipped weights, its session and its card.
+
+The network is in ``temporal_net``. Licence of the weights: Apache-2.0; the encoder's grey branch began as XFeat
+(Potje et al., CVPR 2024, Apache-2.0). Limits are stated in ``docs/models.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn import functional as F
+
+from stream4d.errors import ModelError, WeightsError
+from stream4d.models.base import ModelCard
+from stream4d.models.flow_net import FrameFeatures
+from stream4d.models.temporal_cues import InitialFlow, initial_flow
+from stream4d.models.temporal_net import STRIDE, FrameState, NetConfig, PairState, TemporalNet
+from stream4d.models.temporal_tokens import TokenMemory
+from stream4d.models.weights import KeyMap, fit, read_checkpoint
+from stream4d.packets import Array, Frame, Prediction, State, VideoInfo, Window
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent / "weights" / "temporal.safetensors"
+RANDOM = "random"
+"""In place of a file: untrained weights, to measure speed or test the machinery."""
+FORMAT = "stream4d-temporal-1"
+Precision = Literal["auto", "float32", "bfloat16"]
+
+CARD = ModelCard(
+    name="temporal",
+    summary="temporal-attention network: flow with uncertainty, motion, depth prior, relative pose, focal",
+    paper="",
+    weights_licence="Apache-2.0",
+    is_commercial_ok=True,
+    resolution="any; padded to multiples of 32, shrunk to max_side where larger",
+    is_metric=False,
+    streaming="native",
+    window=4,
+    overlap=1,
+    parameters_m=2.6,
+    needs_weights=False,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemporalOptions:
+    """How the model runs; the size of its network is the checkpoint's business."""
+
+    initial: InitialFlow = "medium"
+    """DIS preset of the initial flow that the network refines."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; auto takes bfloat16 where the hardware has it."""
+    iterations: int = 0
+    """Refinement steps (0: as trained)."""
+    max_side: int = 640
+    """Frames with a longer side are shrunk for the network, and its maps brought back."""
+
+    def __post_init__(self) -> None:
+        if self.initial not in get_args(InitialFlow):
+            raise ModelError(
+                f"initial must be one of {', '.join(get_args(InitialFlow))}, got {self.initial!r}"
+            )
+        if self.precision not in get_args(Precision):
+            raise ModelError(
+                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
+            )
+        for name, low in (("iterations", 0), ("max_side", STRIDE)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ModelError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
+def read_weights(path: str | Path) -> TemporalNet:
+    """Build the network that a checkpoint of ours describes.
+
+    Raises:
+        WeightsError: missing, damaged, or not a checkpoint of this model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(
+            f"no weights of the temporal model at {path}: train them (`stream4d train`), pass weights=FILE, "
+            "or use --model classical, which needs none"
+        )
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"cannot read {path}: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path} is not a checkpoint of the temporal model (format {metadata.get('format')!r})"
+        )
+    try:
+        config = NetConfig(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError, ModelError) as error:
+        raise WeightsError(
+            f"{path} describes no network that this version knows: {error}"
+        ) from None
+    with torch.device("meta"):
+        net = TemporalNet(config)
+    # Stored as float16 to halve the file; the network is float32 (autocast lowers what it can).
+    checkpoint = read_checkpoint(path)
+    tensors = {k: v.float() for k, v in checkpoint.tensors.items()}
+    fit(net, replace(checkpoint, tensors=tensors), KeyMap(), family="temporal")
+    return net
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Say whether bfloat16 is computed in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and probe is not None and bool(probe())
+
+
+class TemporalModel:
+    """Network and options; sessions hold the memory of one stream each."""
+
+    cards = {"temporal": CARD}  # noqa: RUF012
+
+    def __init__(self, net: TemporalNet, options: TemporalOptions, *, device: str = "cpu") -> None:
+        self.card = CARD
+        self.device = torch.device(device)
+        self.options = options
+        self.net = net.to(self.device).eval().requires_grad_(False)
+        wants = options.precision == "bfloat16" or (
+            options.precision == "auto" and has_bfloat16(self.device)
+        )
+        self.dtype = torch.bfloat16 if wants else torch.float32
+
+    @classmethod
+    def create(
+        cls, name: str, *, weights: str | Path | None = None, device: str = "cpu", **options: Any
+    ) -> TemporalModel:
+        """Build the model with shipped, given or (``weights="random"``) untrained weights.
+
+        Raises:
+            ModelError: an unknown option, or one that makes no sense.
+            WeightsError: the checkpoint is missing, unsafe or does not fit.
+        """
+        known = [f.name for f in fields(TemporalOptions)]
+        for option in options:
+            if option not in known:
+                raise ModelError(
+                    f"model {name!r} has the options {', '.join(known)}; got {option!r}"
+                )
+        chosen = TemporalOptions(**options)
+        if weights == RANDOM:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                net = TemporalNet()
+        else:
+            net = read_weights(SHIPPED if weights is None else weights)
+        return cls(net, chosen, device=device)
+
+    def session(self, info: VideoInfo) -> TemporalSession:
+        """Open the memory of one video."""
+        return TemporalSession(self, info)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _FrameMaps:
+    """What is kept of a frame for windows that see it again."""
+
+    depth: Array
+    depth_sigma: Array
+    motion: Array
+    K: Array
+    flow: Array | None = None  # to the next frame
+    flow_backward: Array | None = None  # from the next frame
+    sigma: Array | None = None
+    prev_from_cam: Array | None = None
+    camera_sigma: Array | None = None  # (2,) rotation, direction of translation
+
+
+class TemporalSession:
+    """Streaming memory of one video: keys and values of a few frames, U, and the last frame's features."""
+
+    def __init__(self, model: TemporalModel, info: VideoInfo) -> None:
+        self._model = model
+        self._info = info
+        self._memory: TokenMemory | None = None
+        self._last: FrameState | None = None
+        self._last_rgb: Array | None = None
+        self._motion: Tensor | None = None
+        self._maps: dict[int, _FrameMaps] = {}
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="dis")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+
+    def step(self, window: Window) -> Prediction:
+        """Predict one window; each frame passes the network once."""
+        model = self._model
+        low = model.dtype != torch.float32
+        autocast = torch.autocast(model.device.type, model.dtype, enabled=low)
+        with torch.inference_mode(), autocast:
+            for frame in window.frames:
+                if frame.index not in self._maps:
+                    self._advance(frame)
+        keep = [frame.index for frame in window.frames]
+        self._maps = {index: self._maps[index] for index in keep}
+        return _prediction([self._maps[index] for index in keep])
+
+    def _advance(self, frame: Frame) -> None:
+        rgb, image = self._network_image(frame.rgb)
+        state, self._memory = self._model.net.observe(image, self._memory)
+        before, before_rgb = self._last, self._last_rgb
+        if before is None or before_rgb is None or before_rgb.shape != rgb.shape:
+            pair, index = self._relate(state, state, rgb, rgb), None
+        else:
+            pair, index = self._relate(before, state, before_rgb, rgb), frame.index - 1
+        self._last, self._last_rgb = state, rgb
+        self._motion = pair.maps.motion[1:].clone() if index is not None else None
+        self._keep(frame, pair, index, float(state.focal[0]))
+
+    def _relate(self, a: FrameState, b: FrameState, rgb_a: Array, rgb_b: Array) -> PairState:
+        options = self._model.options
+        flow = initial_flow(
+            rgb_a, rgb_b, options.initial if rgb_a is not rgb_b else "none", self._pool
+        )
+        initial = torch.from_numpy(flow).permute(0, 3, 1, 2).to(self._model.device)
+        initial = _pad(initial)
+        return self._model.net.relate(
+            a, b, initial, self._motion, iterations=options.iterations or None
+        )
+
+    def _network_image(self, rgb: Array) -> tuple[Array, Tensor]:
+        """Shrink where needed; return the frame that the network sees and its padded tensor."""
+        H, W = rgb.shape[:2]
+        scale = min(1.0, self._model.options.max_side / max(H, W))
+        image = torch.from_numpy(np.ascontiguousarray(rgb)).to(self._model.device)
+        image = image.permute(2, 0, 1)[None].float() / 255
+        if scale < 1:
+            size = (max(8, round(H * scale)), max(8, round(W * scale)))
+            image = F.interpolate(image, size, mode="area")
+            rgb = (image[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        return rgb, _pad(image)
+
+    def _keep(self, frame: Frame, pair: PairState, previous: int | None, focal: float) -> None:
+        """Bring a pair's maps to the frame's resolution; give the earlier frame its flow."""
+        H, W = frame.rgb.shape[:2]
+        h, w = self._last_rgb.shape[:2] if self._last_rgb is not None else (H, W)
+        maps = torch.cat([pair.maps.motion.sigmoid(), pair.maps.log_depth, pair.maps.log_scale], 1)
+        full = pair.upsampled(maps)[1:]
+        motion, log_depth, log_scale = (
+            _back(full[:, i : i + 1], (h, w), (H, W))[0, 0] for i in range(3)
+        )
+        K = frame.K
+        if K is None:
+            f = focal * max(H, W)
+            K = np.array([[f, 0, (W - 1) / 2], [0, f, (H - 1) / 2], [0, 0, 1]])
+        pose = np.eye(4)
+        pose[:3, :3] = pair.camera.rotation[0].double().cpu().numpy()
+        pose[:3, 3] = pair.camera.translation[0].double().cpu().numpy()
+        kept = _FrameMaps(
+            depth=_numpy(log_depth.exp()),
+            # 1σ of a Laplace distribution is √2 of its scale.
+            depth_sigma=_numpy(math.sqrt(2) * log_scale.exp()),
+            motion=_numpy(motion),
+            K=np.asarray(K, np.float64),
+        )
+        if previous is not None:
+            kept = replace(
+                kept,
+                prev_from_cam=pose,
+                camera_sigma=pair.camera.log_sigma[0].exp().clamp(max=np.pi).double().cpu().numpy(),
+            )
+            if previous in self._maps:
+                flows = _back(pair.flow.steps[-1], (h, w), (H, W))
+                gain = flows.new_tensor([W / w, H / h])[:, None, None]
+                flows = flows * gain
+                sigma = (
+                    _back(pair.flow.log_sigma[:1].exp(), (h, w), (H, W))[0, 0]
+                    * math.sqrt(2)
+                    * (W / w)
+                )
+                self._maps[previous] = replace(
+                    self._maps[previous],
+                    flow=_numpy(flows[0].permute(1, 2, 0)),
+                    flow_backward=_numpy(flows[1].permute(1, 2, 0)),
+                    sigma=_numpy(sigma),
+                )
+        self._maps[frame.index] = kept
+
+    def state(self) -> State:
+        """Everything the next step depends on, as arrays; ``restore`` continues exactly."""
+        out: State = {}
+        tensors: dict[str, Tensor | None] = {"motion": self._motion}
+        if self._memory is not None:
+            tensors["queries"] = self._memory.queries
+            for i, (k, v) in enumerate(zip(self._memory.keys, self._memory.values, strict=True)):
+                tensors |= {f"keys.{i}": k, f"values.{i}": v}
+        if self._last is not None:
+            tensors |= {f"features.{n}": x for n, x in self._last.features._asdict().items()}
+            tensors |= {"tokens": self._last.tokens, "focal": self._last.focal}
+        out |= {name: _exact(x) for name, x in tensors.items() if x is not None}
+        if self._last_rgb is not None:
+            out["rgb"] = self._last_rgb
+        for index, maps in self._maps.items():
+            for f in fields(maps):
+                value = getattr(maps, f.name)
+                if value is not None:
+                    out[f"maps.{index}.{f.name}"] = value
+        return out
+
+    def restore(self, state: State) -> None:
+        """Go on from an earlier ``state``."""
+        device = self._model.device
+
+        def tensor(name: str) -> Tensor:
+            x = torch.from_numpy(np.array(state[name]))
+            return (x.view(torch.bfloat16) if x.dtype == torch.int16 else x).to(device)
+
+        self._motion = tensor("motion") if "motion" in state else None
+        if "queries" in state:
+            layers = range(sum(name.startswith("keys.") for name in state))
+            self._memory = TokenMemory(
+                tensor("queries"),
+                tuple(tensor(f"keys.{i}") for i in layers),
+                tuple(tensor(f"values.{i}") for i in layers),
+            )
+            features = FrameFeatures(*(tensor(f"features.{n}") for n in FrameFeatures._fields))
+            self._last = FrameState(features, tensor("tokens"), tensor("focal"))
+            self._last_rgb = np.array(state["rgb"])
+        found: dict[int, dict[str, Array]] = {}
+        for name, value in state.items():
+            if name.startswith("maps."):
+                _, index, part = name.split(".")
+                found.setdefault(int(index), {})[part] = value
+        self._maps = {index: _FrameMaps(**parts) for index, parts in sorted(found.items())}
+
+
+def _pad(x: Tensor) -> Tensor:
+    """Repeat the last row and column up to multiples of the network's stride."""
+    H, W = x.shape[-2:]
+    return F.pad(x, (0, -W % STRIDE, 0, -H % STRIDE), mode="replicate")
+
+
+def _back(x: Tensor, inner: tuple[int, int], outer: tuple[int, int]) -> Tensor:
+    """Cut the padding off and bring maps to the frame's resolution."""
+    x = x[..., : inner[0], : inner[1]].float()
+    return x if inner == outer else F.interpolate(x, outer, mode="bilinear", align_corners=False)
+
+
+def _numpy(x: Tensor) -> Array:
+    return np.asarray(x.detach().float().cpu().numpy())
+
+
+def _exact(x: Tensor) -> Array:
+    """Turn a tensor into an array bit by bit: numpy has no bfloat16, so its bits travel as int16."""
+    x = x.detach().cpu().contiguous()
+    return np.asarray((x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy())
+
+
+def _prediction(maps: list[_FrameMaps]) -> Prediction:
+    """Stack the frames of a window; poses are chained from the window's first frame."""
+    from stream4d.geometry.camera import unproject
+    from stream4d.geometry.transforms import transform_points
+
+    poses = [np.eye(4)]
+    for m in maps[1:]:
+        poses.append(poses[-1] @ (np.eye(4) if m.prev_from_cam is None else m.prev_from_cam))
+    points = [
+        transform_points(pose, unproject(m.depth, m.K)).astype(np.float32)
+        for pose, m in zip(poses, maps, strict=True)
+    ]
+    unknown = np.array([np.pi, np.pi])
+    sigmas = np.stack([unknown if m.camera_sigma is None else m.camera_sigma for m in maps])[1:]
+    paired = [m for m in maps[:-1] if m.flow is not None]
+    has_flow = bool(paired) and len(paired) == len(maps) - 1
+
+    def stack(name: str) -> Array | None:
+        return np.stack([getattr(m, name) for m in maps[:-1]]) if has_flow else None
+
+    depth_sigma = np.stack([m.depth_sigma for m in maps])
+    return Prediction(
+        flow=stack("flow"),
+        flow_backward=stack("flow_backward"),
+        flow_uncertainty=stack("sigma"),
+        depth=np.stack([m.depth for m in maps]),
+        depth_uncertainty=depth_sigma,
+        pointmap_in_window=np.stack(points),
+        confidence=1 / depth_sigma,
+        motion_prob=np.stack([m.motion for m in maps]),
+        K=np.stack([m.K for m in maps]),
+        window_from_cam=np.stack(poses),
+        rotation_uncertainty_rad=sigmas[:, 0] if len(maps) > 1 else None,
+        translation_uncertainty=sigmas[:, 1] if len(maps) > 1 else None,
+    )

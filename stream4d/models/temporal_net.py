@@ -1,0 +1,223 @@
+"""The temporal network: one frame at a time, each related to the frame before it.
+
+::
+
+    frame ─▶ FrameEncoder ─▶ SceneTokens (frame + causal temporal attention, unified queries U) ─▶ FrameState
+    FrameState of t-1, of t, initial flow ─▶ FlowNet (both directions) ─▶ DenseHead ─▶ CameraHead ─▶ PairState
+
+``forward`` runs a clip for training; a session calls ``observe`` and ``relate`` frame by frame. Both do the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stream4d.errors import ModelError
+from stream4d.models.flow_net import (
+    FlowFields,
+    FlowNet,
+    FrameEncoder,
+    FrameFeatures,
+    resize_flow,
+    round_trip,
+    warp,
+)
+from stream4d.models.temporal_cues import rigid_residuals
+from stream4d.models.temporal_heads import (
+    CameraHead,
+    CameraMotion,
+    DenseHead,
+    DenseMaps,
+    FocalHead,
+    motion_cues,
+)
+from stream4d.models.temporal_tokens import SceneTokens, TokenMemory
+
+STRIDE = 32
+"""Image sides must be multiples of this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetConfig:
+    """Size of the network. The defaults are those of the shipped weights."""
+
+    quarter: int = 48
+    """Channels at 1/4 resolution."""
+    tokens: int = 128
+    """Channels of a scene token; a multiple of 16 times ``heads``."""
+    depth: int = 3
+    """Layers of alternating frame and temporal attention."""
+    heads: int = 4
+    """Attention heads."""
+    queries: int = 32
+    """Unified queries: the scene memory."""
+    memory_frames: int = 4
+    """Past frames in the temporal attention's window of keys and values."""
+    hidden: int = 48
+    """Channels of the refinement's state."""
+    radius: int = 2
+    """Radius of the local correlation, cells at 1/4 resolution."""
+    iterations: int = 1
+    """Refinement steps at 1/4 resolution."""
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ModelError(f"{name} must be a positive integer, got {value!r}")
+        if self.tokens % (4 * self.heads):
+            raise ModelError(
+                f"tokens must be a multiple of 4 · heads = {4 * self.heads}, got {self.tokens}"
+            )
+
+
+class FrameState(NamedTuple):
+    """Everything later frames need of this one."""
+
+    features: FrameFeatures
+    tokens: Tensor
+    """(B, C, H/16, W/16)."""
+    focal: Tensor
+    """(B,) focal length over the long side."""
+
+
+class PairState(NamedTuple):
+    """What two consecutive frames say together. Maps of both frames share the batch: a's first, then b's."""
+
+    flow: FlowFields
+    """a → b, then b → a."""
+    maps: DenseMaps
+    """Of frame a, then of frame b, at 1/4 resolution."""
+    camera: CameraMotion
+    """Points of b's camera to a's."""
+
+    def upsampled(self, values: Tensor) -> Tensor:
+        """Bring maps at 1/4 resolution to full resolution along the edges that the flow found."""
+        from stream4d.models.flow_net import convex_upsample
+
+        return convex_upsample(values, self.flow.upsampling.detach())
+
+
+class ClipOutput(NamedTuple):
+    """A whole clip: T frames and T - 1 pairs."""
+
+    frames: list[FrameState]
+    pairs: list[PairState]
+    memory: TokenMemory
+
+
+class TemporalNet(nn.Module):
+    """The network of the ``temporal`` model."""
+
+    def __init__(self, config: NetConfig | None = None) -> None:
+        super().__init__()
+        c = self.config = config or NetConfig()
+        self.encoder = FrameEncoder(c.quarter)
+        self.tokens = SceneTokens(
+            3 * 64,
+            c.tokens,
+            depth=c.depth,
+            heads=c.heads,
+            queries=c.queries,
+            frames=c.memory_frames,
+        )
+        self.flow = FlowNet(
+            quarter=c.quarter,
+            tokens=c.tokens,
+            hidden=c.hidden,
+            radius=c.radius,
+            iterations=c.iterations,
+        )
+        self.dense = DenseHead(c.quarter, 64, c.tokens, c.hidden)
+        self.camera = CameraHead(c.tokens)
+        self.focal = FocalHead(c.tokens)
+
+    def observe(self, image: Tensor, memory: TokenMemory | None) -> tuple[FrameState, TokenMemory]:
+        """Look at one frame, (B, 3, H, W) in [0, 1], in the light of the stream so far."""
+        if image.shape[-2] % STRIDE or image.shape[-1] % STRIDE:
+            raise ValueError(f"image sides must be multiples of {STRIDE}, got {tuple(image.shape)}")
+        features = self.encoder(image)
+        inputs = torch.cat(
+            [
+                features.sixteenth,
+                F.avg_pool2d(features.eighth, 2),
+                F.interpolate(features.thirtysecond, features.sixteenth.shape[-2:], mode="nearest"),
+            ],
+            1,
+        )
+        tokens, memory = self.tokens(inputs, memory)
+        return FrameState(features, tokens, self.focal(tokens, memory.queries)), memory
+
+    def relate(
+        self,
+        a: FrameState,
+        b: FrameState,
+        initial: Tensor,  # (2B, 2, H, W): a → b, then b → a
+        earlier: Tensor
+        | None = None,  # (B, 1, H/4, W/4) motion logit of frame a from the pair before
+        *,
+        iterations: int | None = None,
+        rigid: Tensor | None = None,
+    ) -> PairState:
+        """Relate two consecutive frames."""
+        flow = self.flow(
+            a.features, b.features, (a.tokens, b.tokens), initial, iterations=iterations
+        )
+        quarter = flow.quarter.detach()
+        h, w = quarter.shape[-2:]
+        log_sigma = F.interpolate(flow.log_sigma.detach(), (h, w), mode="area")
+        trip = round_trip(quarter)
+        if rigid is None:
+            rigid = batch_residuals(quarter, trip)
+        cues = motion_cues(rigid, quarter, log_sigma, trip, _carry(earlier, quarter))
+        maps = self.dense(
+            torch.cat([a.features.quarter, b.features.quarter]),
+            torch.cat([a.features.eighth, b.features.eighth]),
+            torch.cat([a.tokens, b.tokens]),
+            flow.hidden.detach(),
+            cues,
+        )
+        camera = self.camera((a.tokens, b.tokens), quarter, maps, b.focal.detach() * max(h, w))
+        return PairState(flow, maps, camera)
+
+    def forward(self, images: Tensor, initial: Tensor) -> ClipOutput:
+        """Run clips: images (B, T, 3, H, W), initial flow (B, T - 1, 2, 2, H, W) with the direction third."""
+        frames: list[FrameState] = []
+        pairs: list[PairState] = []
+        memory: TokenMemory | None = None
+        for t in range(images.shape[1]):
+            frame, memory = self.observe(images[:, t], memory)
+            frames.append(frame)
+            if t > 0:
+                earlier = pairs[-1].maps.motion.chunk(2)[1] if pairs else None
+                directed = initial[:, t - 1].transpose(0, 1).flatten(0, 1)
+                pairs.append(self.relate(frames[-2], frame, directed, earlier))
+        assert memory is not None
+        return ClipOutput(frames, pairs, memory)
+
+
+def batch_residuals(flow: Tensor, trip: Tensor) -> Tensor:  # (2B, 2, h, w), (2B, 1, h, w)
+    """Measure every pair's distance to a rigid camera motion; cells that come back where they began vote."""
+    B = len(flow) // 2
+    size = flow.shape[-2:]
+    half = (max(size[0] // 2, 8), max(size[1] // 2, 8))
+    small = resize_flow(flow, half)
+    reliable = F.interpolate(trip, half, mode="area")[:B, 0] < 0.5
+    out = [rigid_residuals(torch.stack([small[i], small[B + i]]), reliable[i]) for i in range(B)]
+    both = torch.stack(out, 1).flatten(0, 1)  # (2B, 2, ...)
+    scale = size[1] / half[1]
+    return scale * F.interpolate(both, size, mode="bilinear", align_corners=False)
+
+
+def _carry(earlier: Tensor | None, flow: Tensor) -> Tensor:
+    """Bring the motion logit of frame a to both frames: as it is, and along the flow b → a."""
+    backward = flow.chunk(2)[1]
+    if earlier is None:
+        return torch.zeros_like(flow[:, :1])
+    earlier = earlier.detach()
+    return torch.cat([earlier, warp(earlier, backward)])
