@@ -22,7 +22,8 @@ def flow_picture(flow: Tensor, reach: float) -> Tensor:  # (H, W, 2) -> (H, W, 3
     length = (flow.norm(dim=-1) / max(reach, 1e-6)).clamp(max=1)
     hues = torch.stack([angle, angle - 2.0944, angle + 2.0944], -1).cos() * 0.5 + 0.5
     white = torch.ones_like(hues)
-    return white - length[..., None] * (1 - hues)
+    picture: Tensor = white - length[..., None] * (1 - hues)
+    return picture
 
 
 def depth_picture(depth: Tensor, valid: Tensor) -> Tensor:  # (H, W) -> (H, W, 3)

@@ -216,7 +216,7 @@ def procedural_tile(rng: np.random.Generator) -> Image:
     pattern = _PATTERNS[rng.choice(len(_PATTERNS), p=weights / weights.sum())][0]
     stain = rng.choice([0.0, 0.05, 0.15]) * periodic_noise(rng, rng.uniform(1.0, 2.5))
     grain = rng.choice([0.0, 0.03, 0.08]) * periodic_noise(rng, rng.uniform(0.3, 1.0))
-    return np.clip(pattern(rng) * (1 + stain[..., None]) + grain[..., None], 0, 1)
+    return np.asarray(np.clip(pattern(rng) * (1 + stain[..., None]) + grain[..., None], 0, 1))
 
 
 def list_photos(folder: Path) -> list[Path]:
