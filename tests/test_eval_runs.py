@@ -92,6 +92,8 @@ def test_a_perfect_run_scores_perfectly(folder: Path) -> None:
     assert details["depth"]["none"]["abs_rel"] < 1e-3
     assert details["points"]["chamfer_m"] < 2e-3
     assert details["points"]["f_score"] == 1
+    # Chaining interpolates flow across edges of depth: a few of the 144 points slip.
+    assert details["tracks"]["average_jaccard"] > 0.9
 
 
 def spoil(frames: list[PosedFrame], how: str) -> list[PosedFrame]:
@@ -124,8 +126,10 @@ def spoil(frames: list[PosedFrame], how: str) -> list[PosedFrame]:
     ],
 )
 def test_a_wrong_run_scores_as_wrong(folder: Path, how: str, figure: str, least: float) -> None:
-    row, _ = score(folder, spoil(posed_frames(COUNT, SCENE), how))
+    row, details = score(folder, spoil(posed_frames(COUNT, SCENE), how))
     assert row[figure] > least
+    if how == "flow":
+        assert details["tracks"]["average_jaccard"] < 0.5
 
 
 def test_a_wrong_mask_scores_as_wrong(folder: Path) -> None:

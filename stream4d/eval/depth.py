@@ -156,6 +156,17 @@ class DepthSample:
             for index, predicted, truth, confidence in self._chunks
         ]
 
+    def per_frame_means(self) -> dict[str, float] | None:
+        """Return the mean over frames of scores with a median scale per frame (single-image protocol)."""
+        scores = [score_depth(predicted, truth) for _, predicted, truth in self.frames()]
+        kept = [score for score in scores if score is not None]
+        if not kept:
+            return None
+        return {
+            "abs_rel": float(np.mean([s.abs_rel for s in kept])),
+            "delta1": float(np.mean([s.delta1 for s in kept])),
+        }
+
     def frames(self) -> list[tuple[int, Array, Array]]:
         """Return (index, predicted, true) for every frame, for per-frame scores."""
         return [(index, predicted, truth) for index, predicted, truth, _ in self._chunks]

@@ -47,6 +47,11 @@ class TruthGrid:
         """True where frames, and so ground truth, are undistorted."""
         return self._maps is not None
 
+    @property
+    def keeps_distortion(self) -> bool:
+        """True where frames and ground truth keep the distortion of the lens: K alone does not project."""
+        return self._camera is not None and bool(self._camera.distortion) and not self.undistorts
+
     def truth(self, image: Array) -> Array:
         """Return a ground-truth map as the run's frames see it, by nearest neighbour; 0 outside."""
         if self._maps is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 COLUMNS = (
+    ("path_m", "path m", "{:.2f}"),
     ("ate_m", "ATE m", "{:.3f}"),
     ("ate_percent", "ATE %", "{:.2f}"),
     ("rpe_trans_m", "RPE-t m", "{:.4f}"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from stream4d.eval.peers import PEERS, Peer
 from stream4d.eval.report import COLUMNS, cells, failed, markdown_table
+from stream4d.eval.runner import mean_row
 
 POSE = (
     "path_m",
@@ -73,8 +74,8 @@ def _model_section(run: dict[str, Any]) -> str:
     ):
         relevant = [row for row in run["sequences"] if _has(row, keys) or row["status"] != "ok"]
         if any(_has(row, keys) for row in relevant):
-            # The mean stays that of the whole run: a table that hides rows must not change it.
-            heading, lines = cells({**run, "sequences": relevant}, keys)
+            shown = {**run, "sequences": relevant, "mean": mean_row(relevant)}
+            heading, lines = cells(shown, keys)
             parts += [f"### {title}", markdown_table(heading, lines)]
     reasons = [f"- `{name}` failed: {reason}" for name, reason in failed(run)]
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])

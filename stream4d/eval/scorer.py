@@ -15,6 +15,7 @@ from stream4d.errors import EvaluationError
 from stream4d.eval.calibration import CONFIDENT_WITHIN, focal_error_percent, reliability
 from stream4d.eval.depth import DepthSample, DepthScore, score_depth
 from stream4d.eval.flow import FlowScorer, dis_flow
+from stream4d.eval.flow_tracks import FlowTracks
 from stream4d.eval.geodesy import from_enu, geodesic_m, to_enu
 from stream4d.eval.grid import TruthGrid, resize_flow, resize_map
 from stream4d.eval.kitti import kitti_drift
@@ -23,6 +24,7 @@ from stream4d.eval.pointmap import PointSample, align_points, score_points
 from stream4d.eval.row import empty_row
 from stream4d.eval.sequence import EvalSequence
 from stream4d.eval.trajectory import (
+    MAX_TIME_DIFFERENCE_S,
     Trajectory,
     TrajectoryScore,
     position_errors,
@@ -61,6 +63,8 @@ class SequenceScorer:
         self._motion = MotionScorer()
         self._flow, self._dis_flow = FlowScorer(), FlowScorer()
         self._pending_flow: tuple[Array, Array, Array] | None = None
+        self._tracks = FlowTracks()
+        self._true_poses = sequence.true_poses(MAX_TIME_DIFFERENCE_S)
         self._is_metric = False
 
     def add(self, frame: PosedFrame) -> None:
@@ -83,6 +87,7 @@ class SequenceScorer:
         self._add_depth(frame)
         self._add_motion(frame)
         self._add_flow(frame)
+        self._add_tracks(frame)
 
     def _check(self, frame: PosedFrame) -> None:
         if frame.index != len(self._poses):
@@ -126,6 +131,22 @@ class SequenceScorer:
         truth = None if self._grid.undistorts else self._sequence.flow.get(frame.index)
         if truth is not None and frame.flow is not None:
             self._pending_flow = frame.rgb, frame.flow, truth
+
+    def _add_tracks(self, frame: PosedFrame) -> None:
+        if self._tracks.is_done:
+            return
+        depth, pose = self._sequence.depth.get(frame.index), self._true_poses.get(frame.index)
+        truth, moving = None, None
+        if depth is not None and pose is not None and not self._grid.keeps_distortion:
+            h, w = depth.shape
+            K = self._grid.truth_K((w, h))
+            if K is not None:
+                truth = self._grid.truth(depth), K, pose
+        mask = self._sequence.masks.get(frame.index)
+        if mask is not None and depth is not None and mask.shape == depth.shape:
+            moving = self._grid.truth(mask) > 0
+        H, W = frame.rgb.shape[:2]
+        self._tracks.add(frame.flow, frame.flow_uncertainty, truth, moving, (W, H))
 
     def revise(self, revision: PoseRevision) -> None:
         """Replace poses and scales of frames already added."""
@@ -244,7 +265,7 @@ class SequenceScorer:
         if self._is_metric:
             unaligned = score_depth(predicted, truth, "none")
             details["depth"]["none"] = None if unaligned is None else asdict(unaligned)
-        details["depth"]["per_frame"] = _per_frame(self._depth)
+        details["depth"]["per_frame"] = self._depth.per_frame_means()
         details["depth_density"] = float(np.mean(np.isfinite(predicted) & (predicted > 0)))
         self._score_confidence(predicted, truth, confidence, score, details)
 
@@ -275,17 +296,7 @@ class SequenceScorer:
         if self._sequence.truth is None or score is None:
             return
         ours = dict(enumerate(self._poses))
-        by_time = dict(
-            zip(score.truth.timestamps_s.tolist(), score.truth.world_from_cam, strict=True)
-        )
-        times = self._sequence.timestamps_s
-        near = np.array(list(by_time))
-        theirs = {
-            i: by_time[near[np.argmin(np.abs(near - times[i]))]]
-            for i in ours
-            if np.abs(near - times[i]).min() <= 0.02
-        }
-        predicted, truth = self._points.in_world(ours, theirs, self._scales)
+        predicted, truth = self._points.in_world(ours, self._true_poses, self._scales)
         if len(predicted) < 100:
             return
         aligned = align_points(predicted, truth).points(predicted)
@@ -296,6 +307,9 @@ class SequenceScorer:
         if motion is not None:
             row.update(mask_j=motion.j, mask_f=motion.f)
             details["mask"] = asdict(motion)
+        tracks = self._tracks.score()
+        if tracks is not None:
+            details["tracks"] = asdict(tracks)
         flow, dis = self._flow.score(), self._dis_flow.score()
         if flow is not None and dis is not None:
             row.update(
@@ -313,18 +327,6 @@ def _rays(K: Array, processed: tuple[int, ...], shape: tuple[int, int]) -> Array
     K = scale_K(K, W / processed[1], H / processed[0])
     v, u = np.mgrid[:H, :W].astype(np.float64)
     return np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones((H, W))], axis=-1)
-
-
-def _per_frame(sample: DepthSample) -> dict[str, float] | None:
-    """Return the mean over frames of scores with a median scale per frame (single-image protocol)."""
-    scores = [score_depth(predicted, truth) for _, predicted, truth in sample.frames()]
-    kept = [score for score in scores if score is not None]
-    if not kept:
-        return None
-    return {
-        "abs_rel": float(np.mean([s.abs_rel for s in kept])),
-        "delta1": float(np.mean([s.delta1 for s in kept])),
-    }
 
 
 def _plot_data(score: TrajectoryScore) -> dict[str, Any]:

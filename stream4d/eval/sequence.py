@@ -103,6 +103,16 @@ class EvalSequence:
         """Frames that a run should produce."""
         return 2 * len(self.pairs) if self.pairs else len(self.timestamps_s)
 
+    def true_poses(self, max_difference_s: float) -> dict[int, Array]:
+        """Return the true world-from-camera (4, 4) of every frame that has one within the time difference."""
+        if self.truth is None or len(self.truth) < 2:
+            return {}
+        times, frames = self.truth.timestamps_s, self.timestamps_s
+        after = np.clip(np.searchsorted(times, frames), 1, len(times) - 1)
+        nearest = after - (frames - times[after - 1] < times[after] - frames)
+        near = np.abs(times[nearest] - frames) <= max_difference_s
+        return {i: self.truth.world_from_cam[nearest[i]] for i in np.flatnonzero(near).tolist()}
+
 
 def load_folder(folder: Path) -> EvalSequence:
     """Read one sequence folder.
