@@ -471,6 +471,11 @@ def test_command_names_files_after_the_store(tmp_path: Path, source: Frames) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["clip_tum.txt"]
 
 
+def test_command_puts_a_file_into_a_folder(tmp_path: Path, source: Frames) -> None:
+    cli.export(source, Path("clip.zarr"), parse("x", "--format", "tum", "--out", str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["clip_tum.txt"]
+
+
 def test_command_checks_all_targets_before_it_writes(tmp_path: Path, source: Frames) -> None:
     (tmp_path / "clip_kitti.txt").write_text("mine")
     args = parse("clip.zarr", "--format", "tum", "kitti", "--out", str(tmp_path))

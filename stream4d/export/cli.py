@@ -60,9 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-confidence",
         type=float,
-        default=0.3,
+        default=0.2,
         metavar="P",
-        help="of the depth of a point [0.3]",
+        help="of the depth of a point [0.2]",
     )
 
 
@@ -77,6 +77,8 @@ def export(source: Any, store_path: Path, args: argparse.Namespace) -> int:
     """Write ``source``, opened from ``store_path``, as ``args`` ask; all targets are checked first."""
     targets = {name: _target(name, store_path, args) for name in dict.fromkeys(args.format)}
     _check_targets(targets, overwrite=args.overwrite)
+    if len(targets) > 1:
+        _make_folder(next(iter(targets.values())).parent)
     for name, path in targets.items():
         write, options = _writer(name)
         write(source, path, selection=_selection(name, args), overwrite=args.overwrite, **options)
@@ -90,11 +92,12 @@ def _target(name: str, store_path: Path, args: argparse.Namespace) -> Path:
     if args.out is None:
         return store_path.parent / f"{stem}{ending}"
     out = Path(args.out)
-    return out if len(set(args.format)) == 1 else out / f"{stem}{ending}"
+    goes_inside = len(set(args.format)) > 1 or (out.is_dir() and Path(ending).suffix)
+    return out / f"{stem}{ending}" if goes_inside else out
 
 
 def _check_targets(targets: dict[str, Path], *, overwrite: bool) -> None:
-    """Refuse before anything is written, and make the folder that several formats share."""
+    """Refuse before anything is written."""
     from stream4d.errors import ExportError
 
     taken = [path for path in targets.values() if path.exists()]
@@ -103,9 +106,7 @@ def _check_targets(targets: dict[str, Path], *, overwrite: bool) -> None:
             f"{taken[0]} exists: choose another --out, or replace it with --overwrite"
         )
     for path in targets.values():
-        if len(targets) > 1:
-            _make_folder(path.parent)
-        elif not path.absolute().parent.is_dir():
+        if len(targets) == 1 and not path.absolute().parent.is_dir():
             raise ExportError(f"cannot write {path}: there is no folder {path.parent}")
 
 

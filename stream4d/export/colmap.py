@@ -83,9 +83,11 @@ def write_colmap(
             (partial / name).mkdir(parents=True)
         cloud = static_cloud(source, selection)
         points, rgb = cloud.points.astype(np.float64), cloud.rgb
+        # All images prefer the same points, so that tracks are long.
+        rank = np.random.default_rng(0).permutation(len(points))
         model = _Model()
         for frame in select_frames(source, selection):
-            image = _add_image(model, frame, points)
+            image = _add_image(model, frame, points, rank)
             save_rgb(partial / "images" / image.name, frame)
             # COLMAP's rule for names of masks.
             save_static_mask(partial / "masks" / f"{image.name}.png", frame)
@@ -93,13 +95,13 @@ def write_colmap(
         write(partial / "sparse" / "0", model, points, rgb)
 
 
-def _add_image(model: _Model, frame: PosedFrame, points: Array) -> _Image:
+def _add_image(model: _Model, frame: PosedFrame, points: Array, rank: Array) -> _Image:
     H, W = frame.rgb.shape[:2]
     # A hundredth of a pixel: K that is refined all the time would make a camera per frame.
     fx, fy, cx, cy = (float(round(v, 2)) for v in frame.K[(0, 1, 0, 1), (0, 1, 2, 2)])
     key = (W, H, fx, fy, cx + 0.5, cy + 0.5)
     cam_from_world = invert(frame.world_from_cam)
-    seen, uv = _observe(frame, cam_from_world, points)
+    seen, uv = _observe(frame, cam_from_world, points, rank)
     image = _Image(
         image_id=len(model.images) + 1,
         camera_id=model.cameras.setdefault(key, len(model.cameras) + 1),
@@ -113,8 +115,10 @@ def _add_image(model: _Model, frame: PosedFrame, points: Array) -> _Image:
     return image
 
 
-def _observe(frame: PosedFrame, cam_from_world: Array, points: Array) -> tuple[Array, Array]:
-    """Return which points the frame sees, (N,), and where, (N, 2)."""
+def _observe(
+    frame: PosedFrame, cam_from_world: Array, points: Array, rank: Array
+) -> tuple[Array, Array]:
+    """Return which points the frame sees, (N,), and where, (N, 2); the first by rank where there are many."""
     H, W = frame.depth.shape
     in_cam = transform_points(cam_from_world, points)
     uv = camera.project(in_cam, frame.K)
@@ -127,7 +131,7 @@ def _observe(frame: PosedFrame, cam_from_world: Array, points: Array) -> tuple[A
         agrees = (np.abs(z - depth) < AGREES * z) & (frame.motion_prob[v, u] < MOVING_FROM)
     seen = seen[agrees]
     if len(seen) > PER_IMAGE:
-        seen = np.sort(np.random.default_rng(frame.index).choice(seen, PER_IMAGE, replace=False))
+        seen = np.sort(seen[np.argsort(rank[seen])[:PER_IMAGE]])
     return seen, uv[seen]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def _depth_unit(frame: PosedFrame) -> float | None:
     known = frame.depth[np.isfinite(frame.depth) & (frame.depth > 0)]
     if known.size == 0:
         return None
-    return float(10.0 ** np.floor(np.log10(np.median(known) / 1000)))
+    exponent = math.floor(math.log10(float(np.median(known)) / 1000))
+    return float(f"1e{exponent}")  # a power of floats may miss 0.001 by a bit
 
 
 def _unit_flag(unit: float | None) -> str:
