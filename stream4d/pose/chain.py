@@ -7,6 +7,7 @@ with a pose fitted once more to the adjusted map.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -33,6 +34,10 @@ MAX_HELD = 40
 START_PARALLAX = 0.015
 """Median flow left after rotation, over the long side, at which a start is tried."""
 START_QUALITY = 6.0
+START_STILL_PX = 1.5
+START_EXPLAINED = 0.35
+"""Share of tracks that rotation alone may explain at a start: a camera that stands still before movers shows
+exactly this, while depth in front of a distant background leaves a range of parallax."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
 _SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost")
@@ -158,7 +163,7 @@ class PoseChain:
             np.full(len(record.var), np.inf),
         )
         uv = patches.choose(
-            record.pyramid[0], n, avoid=np.zeros((0, 2)), allowed=None, spacing=self._size / 60
+            record.pyramid[0], n, avoid=np.zeros((0, 2)), allowed=record.usable(), spacing=self._size / 60
         )
         rows = self._map.add_patches(0, uv, np.ones(len(uv)), np.full(len(uv), 1e-6))
         record.uv[rows], record.var[:] = uv, np.inf
@@ -187,7 +192,9 @@ class PoseChain:
             self._anchor(record, pose)
             return
         parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
-        if parallax > START_PARALLAX * self._size:
+        explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
+        if os.environ.get("DBG"): print(record.index, "parallax", parallax, "explained", explained)
+        if parallax > START_PARALLAX * self._size and explained < START_EXPLAINED:
             self._start(record)
 
     def _start(self, record: Record) -> None:
@@ -236,14 +243,30 @@ class PoseChain:
         record.information = fit.information
         return fit
 
+    def _best_fit(self, record: Record, near: Array, other: Array) -> track.Fit:
+        """Fit from two guesses, warm, and from one, cold; the lowest robust cost wins.
+
+        Annealing from afar finds poses that were not guessed, but is drawn to movers that cover much of the view;
+        warm starts stay with the surfaces that the map knows.
+        """
+        fits = [self._fit(record, near, track.WARM)]
+        fits.append(self._fit(record, near, track.COLD))
+        if fits[0].cost > 0.3 * len(fits[0].errors) * track.NORMAL_SCALE:
+            fits.append(self._fit(record, other, track.WARM))
+        best = min(fits, key=lambda fit: fit.cost)
+        record.errors, record.information = best.errors, best.information
+        assert self._map is not None
+        record.set_pose(best.pose, self._map, tracked=True)
+        return best
+
     def _track(self, record: Record, previous: Record) -> None:
         local_map = self._map
         assert local_map is not None
         predicted = (self._velocity @ np.vstack([previous.pose, [0, 0, 0, 1]]))[:3]
-        fit = self._fit(record, predicted, track.COLD)
+        fit = self._best_fit(record, predicted, previous.pose)
         uv, var, found = patches.align(local_map, record.pyramid, fit.pose, record.uv, record.var)
         record.uv, record.var = uv, np.where(found, var, record.var)
-        fit = self._fit(record, fit.pose, track.COLD)
+        fit = self._best_fit(record, fit.pose, predicted)
         if fit.inliers.sum() < 0.5 * len(record.rows):
             fresh = track.fit_pose_from_nothing(
                 local_map, record.rows, record.uv[record.rows], record.var[record.rows]

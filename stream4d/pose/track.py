@@ -37,6 +37,11 @@ class Fit:
         """(n,) bool."""
         return self.errors < INLIER_SQ
 
+    @property
+    def cost(self) -> float:
+        """Robust cost in σ²."""
+        return float((NORMAL_SCALE * self.errors / (NORMAL_SCALE + self.errors)).sum())
+
 
 def fit_pose(
     local_map: LocalMap,
