@@ -167,6 +167,23 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert not (path / "resume.npz").exists()
 
 
+def test_interrupted_while_catching_up(tmp_path: Path, uninterrupted: Path) -> None:
+    """A state taken while old frames are repeated must not pass for the state of what is committed."""
+    path = tmp_path / "a.zarr"
+    run_until(path, 60)
+    (path / "resume.npz").unlink()  # as if killed before the first snapshot
+    run_until(path, 28, resume=True)
+    assert not (path / "resume.npz").exists()
+    run(path, 150, resume=True)
+    assert_equal_stores(path, uninterrupted)
+
+
+def test_stopping_before_the_first_window_leaves_nothing(tmp_path: Path) -> None:
+    with toy_writer(tmp_path / "a.zarr") as sink:
+        sink.leave_unfinished()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_resume_point_is_the_last_snapshot(tmp_path: Path) -> None:
     run_until(tmp_path / "a.zarr", 35)
     with toy_writer(tmp_path / "a.zarr", resume=True) as sink:

@@ -90,6 +90,7 @@ class StoreWriter:
             check_resumable(self.path, self._attributes)
         self._committed = 0
         self._next = 0
+        self._seen = 0
         self._snapshot_at = 0
         self._revisions_to_skip = 0
         self._pending: list[Pending] = []
@@ -139,6 +140,7 @@ class StoreWriter:
         Raises:
             StoreError: a frame is missing or repeated, or its size is not the video's.
         """
+        self._seen = frame.index + 1
         if frame.index < self._committed:
             return
         if frame.index != self._next:
@@ -192,13 +194,19 @@ class StoreWriter:
         try:
             if self._pending or self._revisions or self._folder != self.path:
                 self._commit()
-            if resume_state and self._committed - self._snapshot_at >= self._settings.state_every:
+            is_due = self._committed - self._snapshot_at >= self._settings.state_every
+            if resume_state and is_due and not self._is_replaying:
                 revisions = self._attributes["revisions"]
                 save_snapshot(self.path, resume_state(), self._committed, revisions)
                 self._snapshot_at = self._committed
         except (OSError, ValueError) as error:
             self._is_broken = True
             raise StoreError(_write_failure(self.path, error, self._committed)) from None
+
+    @property
+    def _is_replaying(self) -> bool:
+        """True while a resumed pipeline repeats what is committed: its state is older than the store."""
+        return self._seen < self._committed or self._revisions_to_skip > 0
 
     def _commit(self) -> None:
         """Append, then publish by replacing the root document: only then do readers see anything new."""
@@ -261,6 +269,8 @@ class StoreWriter:
     def _end(self) -> None:
         """Commit what is left; mark the store complete unless told not to."""
         try:
+            if self._next == 0 and self._stays_unfinished:
+                return
             if self._pending or self._revisions or self._folder != self.path:
                 self._commit()
             for name, document in self._array_documents(self._committed).items():
@@ -284,7 +294,9 @@ class StoreWriter:
         if (self.path / "semantics").is_dir():
             self._specs.append(schema.BY_NAME["semantics"])
         self.resume_point, revisions = load_snapshot(self.path, self._committed)
-        self._snapshot_at = self.resume_point.snapshot_frames if self.resume_point else 0
+        self._seen = self._snapshot_at = (
+            self.resume_point.snapshot_frames if self.resume_point else 0
+        )
         self._revisions_to_skip = int(attributes["revisions"]) - revisions
 
     def _open_files(self) -> None:
