@@ -401,8 +401,14 @@ class TestCommand:
     """The command end to end, on 24 rendered frames and two flow pairs, with the model without weights."""
 
     def test_table_json_plots_and_page(
-        self, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        clips: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        # Someone may edit the sources while tests run; resuming would then rightly begin anew.
+        monkeypatch.setattr(runner, "code_digest", lambda: "fixed")
         out = tmp_path / "out.json"
         flags = ["--model", "classical", "--calibrated", "--json", str(out)]
         command = ["eval", str(clips / "orbit"), str(clips / "pairs"), *flags]
@@ -436,6 +442,8 @@ class TestCommand:
             (["{orbit}", "--resume"], "--resume needs --json"),
             (["{orbit}", "{orbit}"], "more than one sequence is called orbit"),
             (["{orbit}", "--model", "temporl"], "Did you mean 'temporal'"),
+            (["{orbit}", "--json", "{orbit}/sequence.json/x"], "cannot write"),
+            (["{orbit}", "--plot", "{orbit}/sequence.json"], "cannot make"),
         ],
     )
     def test_mistakes_are_said_in_one_line(
@@ -446,6 +454,16 @@ class TestCommand:
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+    def test_interruption_keeps_what_is_done(
+        self, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def interrupt(*args: object, **kwargs: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(runner, "run_worker", interrupt)
+        assert cli.main(["eval", str(clips / "orbit"), "--model", "classical"]) == 130
+        assert "interrupted: 0 of 1 sequences" in capsys.readouterr().out
 
     def test_benchmarks_are_listed(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["eval", "--list"]) == 0

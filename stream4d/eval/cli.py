@@ -83,13 +83,22 @@ def run(args: argparse.Namespace) -> int:
                 "--resume needs --json FILE: that is where finished rows are kept"
             )
         results.resume()
-    if args.plot:
-        args.plot.mkdir(parents=True, exist_ok=True)
+    _prepare_outputs(args)
+    results.write()  # a file that cannot be written is better known before an hour of work
     total = sum(job.frames for job in jobs)
-    with logs.Progress(total, quiet=args.quiet) as progress:
-        run_jobs(
-            jobs, results, timeout_s=args.timeout, trajectories=args.plot, on_frame=progress.advance
-        )
+    try:
+        with logs.Progress(total, quiet=args.quiet) as progress:
+            run_jobs(
+                jobs,
+                results,
+                timeout_s=args.timeout,
+                trajectories=args.plot,
+                on_frame=progress.advance,
+            )
+    except KeyboardInterrupt:
+        hint = "; go on with --resume" if args.json else ""
+        logs.show(f"interrupted: {len(results.rows)} of {len(jobs)} sequences are done{hint}")
+        return 130
     results.keep([job.name for job in jobs])
     results.write()
     _write_reports(args, results.as_dict())
@@ -151,6 +160,15 @@ def _config(args: argparse.Namespace) -> RunConfig:
     return config
 
 
+def _prepare_outputs(args: argparse.Namespace) -> None:
+    for folder in (args.plot, args.html and args.html.parent):
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EvaluationError(f"cannot make {folder}: {error.strerror}") from None
+
+
 def _write_reports(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.plot:
         from stream4d.eval.plots import write_plots
@@ -159,7 +177,6 @@ def _write_reports(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.html:
         from stream4d.eval.html import html_page
 
-        args.html.parent.mkdir(parents=True, exist_ok=True)
         args.html.write_text(html_page(results, _command(args)), encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from html import escape
 from typing import Any
 
@@ -10,7 +11,7 @@ from stream4d.eval.plots import figures, png
 from stream4d.eval.report import cells, failed
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 82rem; padding: 0 1rem; color: #222; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -72,10 +73,15 @@ def _sequence(row: dict[str, Any], details: dict[str, Any]) -> str:
 
 def _details(details: dict[str, Any]) -> str:
     """List the scalar figures that the table does not show."""
-    items = []
-    for key, value in details.items():
-        group = value if isinstance(value, dict) and key != "plot" else {"": value}
-        for name, number in group.items():
-            if isinstance(number, int | float) and not isinstance(number, bool):
-                items.append(f"{escape(f'{key} {name}'.strip())} {number:.4g}")
+    shown = {key: value for key, value in details.items() if key != "plot"}
+    items = [f"{escape(name)} {number:.4g}" for name, number in _scalars(shown)]
     return f"<p><small>{' · '.join(items)}</small></p>" if items else ""
+
+
+def _scalars(group: dict[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in group.items():
+        name = f"{path} {key}".strip()
+        if isinstance(value, dict):
+            yield from _scalars(value, name)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value

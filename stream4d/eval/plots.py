@@ -21,9 +21,10 @@ def figures(row: dict[str, Any], details: dict[str, Any]) -> dict[str, Figure]:
     """Return the pictures that one sequence has data for, by kind."""
     made = {}
     plot, confidence = details.get("plot"), details.get("confidence")
-    if plot and plot["estimate"]:
+    is_still = row["path_m"] is not None and row["ate_m"] is None
+    if plot and not is_still:  # a camera that only turns draws a dot
         made["trajectory"] = _figure(lambda axes: _trajectory(axes, row, plot))
-    if plot and "error_m" in plot:
+    if plot and "error_m" in plot and not is_still:
         made["error"] = _figure(lambda axes: _error(axes, row, plot))
     if confidence:
         made["calibration"] = _figure(lambda axes: _calibration(axes, row, confidence))
