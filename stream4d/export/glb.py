@@ -35,7 +35,7 @@ def write_glb(
         opaque = np.full((len(cloud), 1), 255, np.uint8)
         scene = trimesh.Scene()
         scene.add_geometry(
-            trimesh.PointCloud(cloud.points, colors=np.hstack([cloud.rgb, opaque])),
+            trimesh.PointCloud(cloud.points, colors=np.hstack([_linear(cloud.rgb), opaque])),
             geom_name="static",
             node_name="static",
         )
@@ -45,6 +45,14 @@ def write_glb(
         _add_lines(trimesh, scene, "cameras", cameras)
         scene.apply_transform(GLTF_FROM_WORLD)
         partial.write_bytes(scene.export(file_type="glb"))
+
+
+def _linear(srgb: Array) -> Array:  # (..., 3) uint8
+    """Undo the sRGB curve: glTF's vertex colours are linear, pictures are not."""
+    value = srgb / 255.0
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    rounded: Array = np.round(linear * 255).astype(np.uint8)
+    return rounded
 
 
 def _cameras(source: FrameSource, selection: Selection) -> tuple[Array, list[Array]]:
@@ -78,7 +86,7 @@ def _add_lines(trimesh: Any, scene: Any, name: str, strips: list[Array]) -> None
         trimesh.path.entities.Line(np.arange(end - len(strip), end))
         for strip, end in zip(strips, ends, strict=True)
     ]
-    color = np.tile([*colors.PATH, 255], (len(entities), 1)).astype(np.uint8)
+    color = np.tile([*_linear(np.array(colors.PATH)), 255], (len(entities), 1)).astype(np.uint8)
     path = trimesh.path.Path3D(entities=entities, vertices=vertices, colors=color, process=False)
     scene.add_geometry(path, geom_name=name, node_name=name)
 
