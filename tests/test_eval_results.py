@@ -105,6 +105,14 @@ def test_tables_hold_only_what_was_measured() -> None:
     assert "It repeats." in page
 
 
+def test_details_have_a_table_of_their_own() -> None:
+    results = run(a={"ate_m": 0.25}, b={})
+    results["details"]["a"] |= {"depth": {"scale": {"rmse_m": 0.625}}, "tracks": None}
+    table = results_page([results], "m", "c").split("### More")[1].split("##")[0]
+    assert "0.625" in table
+    assert "| b |" not in table
+
+
 def test_clips_are_found_by_their_ground_truth(tmp_path: Path) -> None:
     for name in ("with", "without"):
         for i in range(2):

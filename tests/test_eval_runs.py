@@ -387,7 +387,7 @@ class TestResults:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clips")
-    write_sequence(root / "orbit", Scene(), 24)
+    write_sequence(root / "orbit", Scene(), 16)
     pairs = root / "pairs"
     pairs.mkdir()
     for i in range(2):
@@ -398,7 +398,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class TestCommand:
-    """The command end to end, on 24 rendered frames and two flow pairs, with the model without weights."""
+    """The command end to end, on 16 rendered frames and two flow pairs, with the model without weights."""
 
     def test_table_json_plots_and_page(
         self,
@@ -417,7 +417,7 @@ class TestCommand:
         assert "mean of 2/2" in capsys.readouterr().out
         data = read_results(out)
         orbit, pairs = data["sequences"]
-        assert (orbit["status"], orbit["frames"]) == ("ok", 24)
+        assert (orbit["status"], orbit["frames"]) == ("ok", 16)
         for figure in ("ate_m", "depth_abs_rel", "mask_j", "flow_epe", "fps", "latency_s"):
             assert orbit[figure] is not None
         assert orbit["focal_error_percent"] == pytest.approx(0, abs=1e-6)

@@ -21,6 +21,21 @@ POSE = (
 SCENE = ("depth_abs_rel", "depth_delta1", "mask_j", "mask_f", "static_share")
 FLOW = ("flow_epe", "flow_dis_epe", "flow_fl_percent", "flow_dis_fl_percent")
 SPEED = ("fps", "latency_s", "peak_rss_mb")
+MORE = (
+    ("ate_se3_m", "ATE SE(3) m"),
+    ("rotation_deg", "rotation °"),
+    ("depth.scale.rmse_m", "depth RMSE m"),
+    ("depth.scale.silog", "SILog"),
+    ("depth.scale_shift.abs_rel", "AbsRel, scale+shift"),
+    ("depth.per_frame.abs_rel", "AbsRel per frame"),
+    ("confidence.ece", "confidence error"),
+    ("points.chamfer_m", "Chamfer m"),
+    ("points.f_score", "F-score"),
+    ("points.normal_consistency", "normals"),
+    ("mask.j_recall", "J recall"),
+    ("tracks.average_jaccard", "tracks AJ"),
+)
+"""Path into a sequence's details, heading."""
 SMALLER_IS_BETTER = {"ate_m"}
 HEADINGS = {key: title for key, title, _ in COLUMNS}
 
@@ -38,6 +53,11 @@ NOTES = """\
 - **AbsRel, δ<1.25**: depth after one median scale per sequence, all pixels with ground truth, at its resolution.
 - **J, F**: intersection over union and boundary F of moving pixels (DAVIS). The `davis_*` ground truth marks only the
   salient object, so that other true movers count as errors. **static**: share of pixels not masked as moving.
+- **More**: ATE after SE(3) alignment charges the scale, which one camera cannot know. Depth errors after a median
+  scale, or least-squares scale and shift, per sequence, or a median scale per frame. Confidence error: mean gap between
+  stated confidence and the share of pixels within 10 %. Chamfer, F-score (1 % of the scene's diagonal) and normal
+  consistency of points after one robust Sim(3). Tracks: TAP-Vid's average Jaccard of points chained through the flow,
+  against true depth and poses.
 - **EPE, Fl**: flow error in pixels of the ground truth, and share wrong by > 3 px and > 5 %. **(DIS)** is OpenCV's DIS
   (medium) on the same processed images.
 - **fps** is the whole pipeline without viewer and without the time spent on scoring. **first s**: from opening the
@@ -77,8 +97,31 @@ def _model_section(run: dict[str, Any]) -> str:
             shown = {**run, "sequences": relevant, "mean": mean_row(relevant)}
             heading, lines = cells(shown, keys)
             parts += [f"### {title}", markdown_table(heading, lines)]
+    parts += _more_table(run)
     reasons = [f"- `{name}` failed: {reason}" for name, reason in failed(run)]
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _more_table(run: dict[str, Any]) -> list[str]:
+    """Return the table of figures that the JSON keeps under ``details``."""
+    found = {
+        row["name"]: [_at(run["details"].get(row["name"], {}), path) for path, _ in MORE]
+        for row in run["sequences"]
+    }
+    lines = [
+        [name, *("–" if value is None else f"{value:.3f}" for value in values)]
+        for name, values in found.items()
+        if any(value is not None for value in values)
+    ]
+    if not lines:
+        return []
+    return ["### More", markdown_table(["sequence", *(title for _, title in MORE)], lines)]
+
+
+def _at(details: Any, path: str) -> float | None:
+    for key in path.split("."):
+        details = details.get(key) if isinstance(details, dict) else None
+    return details if isinstance(details, float | int) else None
 
 
 def _has(row: dict[str, Any], keys: Iterable[str]) -> bool:
