@@ -252,6 +252,7 @@ def to_prediction(
     motion_prob: Array | None = None,  # (T, h, w)
     semantics: Array | None = None,  # (T, h, w) int
     flow: Array | None = None,  # (T-1, H, W, 2), at the frames' resolution already
+    flow_backward: Array | None = None,
     flow_uncertainty: Array | None = None,
     is_metric: bool = False,
 ) -> Prediction:
@@ -286,6 +287,7 @@ def to_prediction(
         if semantics is None
         else np.stack([fitted.labels_to_frame(s) for s in semantics]),
         flow=flow,
+        flow_backward=flow_backward,
         flow_uncertainty=flow_uncertainty,
         is_metric=is_metric,
     )

@@ -75,16 +75,21 @@ def pose_by_pnp(
     *,
     iterations: int = 100,
     tolerance_px: float = 5.0,
+    every_pixel: bool = False,
 ) -> Array | None:
-    """Find cam_from_A of the camera that saw ``points`` at its pixels (RANSAC, SQPnP); None where it fails."""
+    """Find cam_from_A of the camera that saw ``points`` at its pixels (RANSAC, SQPnP); None where it fails.
+
+    The more confident half of the pixels is used, thinned to ``PNP_POINTS``; all of them with ``every_pixel``.
+    """
     H, W = points.shape[:2]
     valid = np.isfinite(points).all(-1) & np.isfinite(confidence)
     index = np.flatnonzero(valid)
     if len(index) < 6:
         return None
-    # The more confident half, thinned evenly over the image.
-    order = index[confidence.ravel()[index] >= np.median(confidence.ravel()[index])]
-    order = order[:: max(1, len(order) // PNP_POINTS)]
+    order = index
+    if not every_pixel:
+        order = index[confidence.ravel()[index] >= np.median(confidence.ravel()[index])]
+        order = order[:: max(1, len(order) // PNP_POINTS)]
     object_points = np.ascontiguousarray(points.reshape(-1, 3)[order], np.float64)
     pixels = np.ascontiguousarray(pixel_grid(H, W).reshape(-1, 2)[order])
     cv2.setRNGSeed(0)
@@ -110,6 +115,15 @@ def pose_by_pnp(
 
 def rigid_fit(source: Array, target: Array, weight: Array) -> Array:
     """Find the rigid 4×4 that takes ``source`` (..., 3) to ``target``, least squares weighted (Kabsch)."""
+    return _weighted_fit(source, target, weight, with_scale=False)
+
+
+def similarity_fit(source: Array, target: Array, weight: Array) -> Array:
+    """Find the similarity 4×4 that takes ``source`` (..., 3) to ``target`` (Umeyama 1991), weighted."""
+    return _weighted_fit(source, target, weight, with_scale=True)
+
+
+def _weighted_fit(source: Array, target: Array, weight: Array, *, with_scale: bool) -> Array:
     a, b = source.reshape(-1, 3).astype(np.float64), target.reshape(-1, 3).astype(np.float64)
     w = weight.reshape(-1).astype(np.float64)
     good = np.isfinite(a).all(-1) & np.isfinite(b).all(-1) & np.isfinite(w) & (w > 0)
@@ -118,7 +132,11 @@ def rigid_fit(source: Array, target: Array, weight: Array) -> Array:
         return out
     a, b, w = a[good], b[good], w[good] / w[good].sum()
     middle_a, middle_b = w @ a, w @ b
-    out[:3, :3] = project_to_so3((b - middle_b).T @ ((a - middle_a) * w[:, None]))
+    covariance = (b - middle_b).T @ ((a - middle_a) * w[:, None])
+    R = project_to_so3(covariance)
+    variance = (w[:, None] * (a - middle_a) ** 2).sum()
+    scale = np.trace(R.T @ covariance) / variance if with_scale and variance > 0 else 1.0
+    out[:3, :3] = scale * R
     out[:3, 3] = middle_b - out[:3, :3] @ middle_a
     return out
 

@@ -15,6 +15,7 @@ MODELS = {
     "temporal": "stream4d.models.temporal:TemporalModel",
     "dust3r": "stream4d.models.dust3r:Dust3rModel",
     "vggt": "stream4d.models.vggt:VggtModel",
+    "monst3r": "stream4d.models.monst3r:Monst3rModel",
     "must3r": "stream4d.models.must3r:Must3rModel",
     "streamvggt": "stream4d.models.streamvggt:StreamVggtModel",
     "da3-small": "stream4d.models.da3:Da3Model",
@@ -22,6 +23,8 @@ MODELS = {
     "da3-large": "stream4d.models.da3:Da3Model",
     "da3-giant": "stream4d.models.da3:Da3Model",
     "da3-nested": "stream4d.models.da3:Da3Model",
+    "mapanything": "stream4d.models.mapanything:MapAnythingModel",
+    "mapanything-apache": "stream4d.models.mapanything:MapAnythingModel",
 }
 """Name → "module:Class". The class has ``cards: dict[str, ModelCard]`` (one for each of its names, plain data)
 and ``create(name, *, weights, device, **options)``."""

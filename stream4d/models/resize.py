@@ -80,6 +80,12 @@ class Fit:
         u, v = self._network_pixels_in_frame()
         return cv2.remap(depth.astype(np.float32), u, v, cv2.INTER_NEAREST, borderValue=0)
 
+    def flow_to_network(self, flow: Array) -> Array:  # (H, W, 2) -> (h, w, 2)
+        """Take optical flow to the network's grid and pixels; 0 in padding."""
+        u, v = self._network_pixels_in_frame()
+        out = cv2.remap(flow.astype(np.float32), u, v, cv2.INTER_LINEAR, borderValue=0)
+        return out * np.asarray(self.scale, np.float32)
+
     def map_to_frame(self, values: Array) -> Array:  # (h, w[, C]) -> (H, W[, C]) float32
         """Bring a smooth map (confidence, probability) back: bilinear, NaN outside the crop."""
         if self._is_identity:

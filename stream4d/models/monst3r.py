@@ -1,0 +1,373 @@
+"""MonST3R: DUSt3R's network trained on moving scenes, aligned globally inside a sliding window.
+
+Zhang, Herrmann, Hur, Jampani, Darrell, Cole, Sun, Yang, "MonST3R: A Simple Approach for Estimating Geometry in the
+Presence of Motion", ICLR 2025. Same names and shapes as DUSt3R 512 (weights: CC BY-NC-SA 4.0 by inheritance,
+non-commercial). What is its own: a graph of pairs over several strides, global alignment with flow and smoothness,
+and motion masks from ego flow against optical flow. Here all of it runs in a window whose overlap with the last one is
+held fixed, so memory is bounded; optical flow is DIS (Kroeger et al., ECCV 2016), which needs no weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream4d.geometry.flow import consistency_error
+from stream4d.geometry.transforms import invert, similarity
+from stream4d.models.alignment import (
+    AlignmentWeights,
+    PairSet,
+    Scene,
+    ego_flow,
+    focals,
+    moved_pairs,
+    optimise,
+    pose_matrices,
+)
+from stream4d.models.base import ModelCard
+from stream4d.models.dust3r import (
+    Dust3rConfig,
+    Dust3rModel,
+    Dust3rSession,
+    Pair,
+    anchored_prediction,
+    fit_image,
+)
+from stream4d.models.family import check_options, to_prediction
+from stream4d.models.pairs import initial_scene, make_pairs, relative_motion
+from stream4d.models.resize import Fit
+from stream4d.models.weights import Checkpoint
+from stream4d.packets import Array, Prediction, VideoInfo, Window
+
+STATIC_PX = 1.5
+"""Residual flow in pixels that noise explains: where the motion test is at one half."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monst3rConfig(Dust3rConfig):
+    """DUSt3R's config and the alignment."""
+
+    graph: str = "swinstride-3-noncyclic"
+    """Pairs of a window: offsets 1, 3, 5, both directions."""
+    iterations: int = 100
+    """Steps of the alignment per window."""
+    align_step: int = 4
+    """Every how many pixels the alignment looks; poses, focal and scales need no more."""
+    smooth: float = 0.01
+    """Weight of the smoothness term."""
+    flow: float = 0.01
+    """Weight of the flow term."""
+    motion: Literal["absolute", "relative"] = "absolute"
+    """Motion test: residual flow in pixels, or the authors' min-max per pair."""
+
+
+class Flows(NamedTuple):
+    """Optical flow between two frames, both ways."""
+
+    forward: Array
+    """(H, W, 2)."""
+    backward: Array
+    """(H, W, 2)."""
+
+
+class Known(NamedTuple):
+    """What the last window settled of a frame."""
+
+    world_from_cam: Array
+    """(4, 4)."""
+    depth: Array
+    """(h, w) on the alignment's grid."""
+
+
+class Monst3rModel(Dust3rModel):
+    """MonST3R with incremental global alignment."""
+
+    cards: ClassVar[dict[str, ModelCard]] = {
+        "monst3r": ModelCard(
+            name="monst3r",
+            summary="DUSt3R for moving scenes: windowed global alignment, flow and motion masks",
+            paper="MonST3R: Estimating Geometry in the Presence of Motion, Zhang et al., ICLR 2025",
+            weights_licence="CC BY-NC-SA 4.0 (inherited from DUSt3R)",
+            is_commercial_ok=False,
+            resolution="long side 512, multiples of 16",
+            is_metric=False,
+            streaming="pairs",
+            window=6,
+            overlap=3,
+            parameters_m=571.2,
+            hub_id="Junyi42/MonST3R_PO-TA-S-W_ViTLarge_BaseDecoder_512_dpt",
+        ),
+    }
+
+    @classmethod
+    def configure(
+        cls, name: str, checkpoint: Checkpoint | None, options: dict[str, Any]
+    ) -> Monst3rConfig:
+        check_options(Monst3rConfig, options, name)
+        config: Monst3rConfig = Monst3rConfig.infer(checkpoint, **options)  # type: ignore[assignment]
+        make_pairs(2, config.graph)  # an unknown graph is refused here, not in mid-video
+        return config
+
+    def session(self, info: VideoInfo) -> Monst3rSession:
+        return Monst3rSession(
+            self, info, fit_image(info.width, info.height, self.config.resolution)
+        )
+
+
+class Monst3rSession(Dust3rSession):
+    """Pairs, flows and the settled frames of the last window; nothing older."""
+
+    def __init__(self, model: Any, info: VideoInfo, fitted: Fit) -> None:
+        super().__init__(model, info, fitted)
+        self.decoded: dict[tuple[int, int], Pair] = {}
+        self.flows: dict[tuple[int, int], Flows] = {}
+        self.known: dict[int, Known] = {}
+        self.focal: float | None = None
+        preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+        self.dis = cv2.DISOpticalFlow.create(preset)
+
+    def predict(self, window: Window) -> Prediction:
+        encoded = self.encode(window)
+        if len(encoded) == 1:
+            pair = self.pair(encoded[0], encoded[0])
+            return anchored_prediction(self.fit, [pair], self.given_K(window))
+        edges = make_pairs(len(encoded), self.model.config.graph)
+        index = [frame.index for frame in window.frames]
+        self.decoded = {
+            (index[i], index[j]): self.decoded.get((index[i], index[j]))
+            or self.pair(encoded[i], encoded[j])
+            for i, j in edges
+        }
+        flows = self._optical_flow(window, edges)
+        full = self._pair_set(index, edges, flows)
+        scene, coarse = self._align(window, full)
+        return self._prediction(window, full, coarse, scene, flows)
+
+    def _optical_flow(
+        self, window: Window, edges: list[tuple[int, int]]
+    ) -> dict[tuple[int, int], Flows]:
+        """Measure the flow of all pairs i < j, and of all neighbours, at the frames' resolution."""
+        grey = [cv2.cvtColor(f.rgb, cv2.COLOR_RGB2GRAY) for f in window.frames]
+        wanted = {(i, j) for i, j in edges if i < j} | {(i, i + 1) for i in range(len(grey) - 1)}
+        out, kept = {}, {}
+        for i, j in sorted(wanted):
+            key = (window.frames[i].index, window.frames[j].index)
+            if key not in self.flows:
+                self.flows[key] = Flows(self._dis(grey[i], grey[j]), self._dis(grey[j], grey[i]))
+            out[i, j] = kept[key] = self.flows[key]
+        self.flows = kept
+        return out
+
+    def _dis(self, a: Array, b: Array) -> Array:
+        return self.dis.calc(a, b, np.zeros((*a.shape, 2), np.float32))
+
+    def _pair_set(
+        self,
+        index: list[int],
+        edges: list[tuple[int, int]],
+        flows: dict[tuple[int, int], Flows],
+    ) -> PairSet:
+        """Gather pairs and flows at the network's resolution."""
+        pairs = [self.decoded[index[i], index[j]] for i, j in edges]
+        directed = []
+        for i, j in edges:
+            found = flows[min(i, j), max(i, j)]
+            directed.append(found if i < j else Flows(found.backward, found.forward))
+
+        def stacked(arrays: list[Array]) -> Tensor:
+            return torch.from_numpy(np.stack(arrays)).float()
+
+        return PairSet(
+            edges=torch.tensor(edges),
+            points_i=stacked([p.points1 for p in pairs]),
+            points_j=stacked([p.points2 for p in pairs]),
+            confidence_i=stacked([p.confidence1 for p in pairs]),
+            confidence_j=stacked([p.confidence2 for p in pairs]),
+            flow_ij=stacked([self.fit.flow_to_network(f.forward) for f in directed]).movedim(-1, 1),
+            flow_ji=stacked([self.fit.flow_to_network(f.backward) for f in directed]).movedim(
+                -1, 1
+            ),
+            is_moving=torch.zeros(len(index), *self.fit.size[::-1], dtype=torch.bool),
+        )
+
+    def _align(self, window: Window, full: PairSet) -> tuple[Scene, PairSet]:
+        """Guess, align without flow, find what moves, align with flow on the rest."""
+        config = self.model.config
+        coarse = thinned(full, config.align_step)
+        index = [frame.index for frame in window.frames]
+        fixed = {
+            i: (self.known[key].world_from_cam, self.known[key].depth)
+            for i, key in enumerate(index)
+            if key in self.known
+        }
+        given = [K for K in self.given_K(window) if K is not None]
+        focal = float(given[0][0, 0]) if given else self.focal
+        scene = initial_scene(
+            coarse,
+            shared_focal=True,
+            given_focal=None if focal is None else focal / config.align_step,
+            principal_point=self._coarse_principal(),
+            fixed=fixed,
+        )
+        coarse = _with(coarse, world_has_size=bool(fixed))
+        free = ["pairs", "log_depth", "poses"] + (["focal"] if focal is None else [])
+        weights = AlignmentWeights(smooth=config.smooth, flow=0.0)
+        half = config.iterations // 2
+        scene, _ = optimise(
+            scene,
+            coarse,
+            weights,
+            iterations=half,
+            total=config.iterations,
+            free=free,
+            frozen_frames=len(fixed),
+        )
+        coarse = _with(coarse, is_moving=torch.from_numpy(self._motion(scene, coarse) > 0.5))
+        weights = AlignmentWeights(smooth=config.smooth, flow=config.flow, flow_start=0.0)
+        scene, _ = optimise(
+            scene,
+            coarse,
+            weights,
+            iterations=config.iterations - half,
+            free=free,
+            frozen_frames=len(fixed),
+        )
+        self._settle(index, scene, coarse)
+        return scene, coarse
+
+    def _coarse_principal(self) -> tuple[float, float]:
+        """Return the middle of the image in pixels of the alignment's grid."""
+        (W, H), step = self.fit.size, self.model.config.align_step
+        return (W / 2 - step // 2) / step, (H / 2 - step // 2) / step
+
+    def _motion(self, scene: Scene, coarse: PairSet) -> Array:  # (n, h, w) in [0, 1]
+        """Return how probable motion is: residual flow against what noise explains."""
+        if self.model.config.motion == "relative":
+            return relative_motion(coarse)[0].astype(np.float32)
+        return residual_motion(scene, coarse, STATIC_PX / self.model.config.align_step)
+
+    def _settle(self, index: list[int], scene: Scene, coarse: PairSet) -> None:
+        """Remember the frames for the next window, and the focal length for good."""
+        h, w = coarse.confidence_i.shape[1:]
+        R, t = pose_matrices(scene.poses)
+        depth = scene.log_depth.exp().view(-1, h, w).numpy()
+        self.known = {
+            key: Known(
+                similarity(1.0, R[i].double().numpy(), t[i].double().numpy()),
+                depth[i].astype(np.float64),
+            )
+            for i, key in enumerate(index)
+        }
+        if self.focal is None:
+            self.focal = float(focals(scene)[0, 0]) * self.model.config.align_step
+
+    def _prediction(
+        self,
+        window: Window,
+        full: PairSet,
+        coarse: PairSet,
+        scene: Scene,
+        flows: dict[tuple[int, int], Flows],
+    ) -> Prediction:
+        """Fuse the pairs into one depth map per frame, and pack everything."""
+        n = len(window.frames)
+        W, H = self.fit.size
+        world_from_cam = np.stack([self.known[f.index].world_from_cam for f in window.frames])
+        depth, confidence = fused_depth(scene, full, coarse, world_from_cam)
+        focal = float(focals(scene)[0, 0]) * self.model.config.align_step
+        K = np.array([[focal, 0, W / 2], [0, focal, H / 2], [0, 0, 1.0]])
+        given = self.given_K(window)
+        motion = self._motion(scene, coarse)
+        motion = np.stack([cv2.resize(m, (W, H), interpolation=cv2.INTER_LINEAR) for m in motion])
+        ahead = np.stack([flows[i, i + 1].forward for i in range(n - 1)]).astype(np.float32)
+        back = np.stack([flows[i, i + 1].backward for i in range(n - 1)]).astype(np.float32)
+        unsure = [0.5 + 0.5 * consistency_error(a, b) for a, b in zip(ahead, back, strict=True)]
+        return to_prediction(
+            self.fit,
+            depth=depth,
+            confidence=confidence,
+            K=np.stack([K if k is None else k for k in given]),
+            window_from_cam=world_from_cam,
+            motion_prob=motion,
+            flow=ahead,
+            flow_backward=back,
+            flow_uncertainty=np.nan_to_num(np.stack(unsure), nan=1e3).astype(np.float32),
+        )
+
+
+def _with(pairs: PairSet, **changes: Any) -> PairSet:
+    values = {f.name: getattr(pairs, f.name) for f in fields(PairSet)}
+    return PairSet(**(values | changes))
+
+
+def thinned(pairs: PairSet, step: int) -> PairSet:
+    """Keep every ``step``-th pixel, from the middle of its cell; flow counts in the new pixels."""
+    start = step // 2
+
+    def cut(x: Tensor, axis: int) -> Tensor:
+        rows = [slice(None)] * x.ndim
+        rows[axis] = rows[axis + 1] = slice(start, None, step)
+        return x[tuple(rows)].contiguous()
+
+    assert pairs.flow_ij is not None
+    assert pairs.flow_ji is not None
+    assert pairs.is_moving is not None
+    return _with(
+        pairs,
+        points_i=cut(pairs.points_i, 1),
+        points_j=cut(pairs.points_j, 1),
+        confidence_i=cut(pairs.confidence_i, 1),
+        confidence_j=cut(pairs.confidence_j, 1),
+        flow_ij=cut(pairs.flow_ij, 2) / step,
+        flow_ji=cut(pairs.flow_ji, 2) / step,
+        is_moving=cut(pairs.is_moving, 1),
+    )
+
+
+def residual_motion(scene: Scene, pairs: PairSet, noise_px: float) -> Array:  # (n, h, w)
+    """Probability that a pixel moves: r² / (r² + σ²), r the residual of optical against ego flow.
+
+    σ grows with the flow itself (a tenth of it), because ego flow inherits errors of depth. Only neighbouring frames
+    count, where there are any; a pixel needs to disagree in all of them, since an occlusion disagrees in one only.
+    """
+    assert pairs.flow_ij is not None
+    size = (pairs.points_i.shape[1], pairs.points_i.shape[2])
+    i, j = pairs.edges.unbind(1)
+    near = (i - j).abs() == (i - j).abs().min()
+    i, j, flow = i[near], j[near], pairs.flow_ij[near]
+    residual = (ego_flow(scene, size, i, j) - flow).norm(dim=1)
+    sigma = noise_px + 0.1 * flow.norm(dim=1)
+    probability = residual**2 / (residual**2 + sigma**2)
+    out = torch.ones(pairs.frames, *size)
+    for frame in range(pairs.frames):
+        own = probability[i == frame]
+        out[frame] = own.amin(dim=0) if len(own) else 0.0
+    return np.nan_to_num(out.numpy(), nan=1.0)
+
+
+def fused_depth(
+    scene: Scene, full: PairSet, coarse: PairSet, world_from_cam: Array
+) -> tuple[Array, Array]:  # (n, H, W) twice
+    """Average what all pairs say of each frame's depth, at full resolution, weighted by log confidence."""
+    full = _with(full, world_has_size=coarse.world_has_size)
+    points_i, points_j = moved_pairs(scene, full)
+    n, (H, W) = len(world_from_cam), full.confidence_i.shape[1:]
+    total, weight, confidence = (torch.zeros(n, H * W) for _ in range(3))
+    cam_from_world = torch.from_numpy(invert(world_from_cam)).float()
+    for side, (points, conf) in enumerate(
+        ((points_i, full.confidence_i), (points_j, full.confidence_j))
+    ):
+        for edge, frame in enumerate(full.edges[:, side].tolist()):
+            row = cam_from_world[frame, 2]
+            z = points[edge] @ row[:3] + row[3]
+            w = conf[edge].flatten().log() + 1e-6
+            total[frame] += w * z
+            weight[frame] += w
+            confidence[frame] = torch.maximum(confidence[frame], conf[edge].flatten())
+    depth = (total / weight).view(n, H, W).numpy()
+    return depth, confidence.view(n, H, W).numpy()

@@ -1,0 +1,378 @@
+"""Which frames are paired, what one pair says by itself, and a first guess of the scene from all pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from stream4d.errors import ModelError
+from stream4d.geometry.camera import default_focal, make_K, pixel_grid, unproject
+from stream4d.geometry.transforms import decompose, invert, similarity, transform_points
+from stream4d.models.alignment import (
+    FOCAL_GAIN,
+    MEAN_SCALE,
+    PP_GAIN,
+    PairSet,
+    Scene,
+    pose_parameters,
+)
+from stream4d.models.pointmaps import estimate_focal, pose_by_pnp, similarity_fit
+from stream4d.packets import Array
+
+
+def window_offsets(kind: str, k: int) -> list[int]:
+    """Return the distances in time that a graph pairs: ``swin``, ``swinstride``, ``swin2stride``, …"""
+    match kind:
+        case "swin":
+            return list(range(1, k + 1))
+        case "swinstride":
+            return list(range(1, 2 * k, 2))
+        case "swin2stride":
+            return list(range(1, 3 * k, 3))
+        case "swinskip_start":
+            return list(range(2, k + 2))
+        case "logwin":
+            return [2**i for i in range(k)]
+    raise ModelError(f"unknown pair graph {kind!r}")
+
+
+def make_pairs(n: int, graph: str, *, symmetric: bool = True) -> list[tuple[int, int]]:
+    """List the pairs of n frames, sorted.
+
+    Args:
+        graph: ``complete``, ``oneref-i``, or ``swin-k``, ``swinstride-k``, ``swin2stride-k``, ``swinskip_start-k``,
+            ``logwin-k`` with ``-noncyclic`` to leave out pairs around the end.
+        symmetric: add each pair in the other direction.
+    """
+    kind, _, rest = graph.partition("-")
+    number = rest.split("-")[0]
+    if kind == "complete":
+        pairs = [(i, j) for i in range(n) for j in range(i)]
+    elif kind == "oneref":
+        reference = int(number) if number else 0
+        pairs = [(reference, j) for j in range(n) if j != reference]
+    else:
+        cyclic = not graph.endswith("noncyclic")
+        offsets = window_offsets(kind, int(number) if number.isdigit() else 3)
+        pairs = _window_pairs(n, offsets, cyclic, both_ways=kind == "logwin")
+    if symmetric:
+        pairs = pairs + [(j, i) for i, j in pairs]
+    return sorted(pairs)
+
+
+def _window_pairs(
+    n: int, offsets: Sequence[int], cyclic: bool, both_ways: bool
+) -> list[tuple[int, int]]:
+    found = set()
+    for i in range(n):
+        for offset in (*offsets, *(-o for o in offsets if both_ways)):
+            j = (i + offset) % n if cyclic else i + offset
+            if 0 <= j < n and not (both_ways and i == j):
+                found.add((min(i, j), max(i, j)))
+    return list(found)
+
+
+def drop_distant(
+    pairs: Iterable[tuple[int, int]], distance: int, n: int, *, cyclic: bool = False
+) -> list[tuple[int, int]]:
+    """Leave out pairs further apart in time than ``distance``."""
+
+    def gap(i: int, j: int) -> int:
+        straight = abs(i - j)
+        return min(straight, n - straight) if cyclic else straight
+
+    return [(i, j) for i, j in pairs if gap(i, j) <= distance]
+
+
+class PairView(NamedTuple):
+    """Cameras of two frames from the two directed pairs between them."""
+
+    focals: tuple[float, ...]
+    world_from_cam: Array
+    """(2, 4, 4)."""
+    depth: tuple[Array, Array]
+    points: tuple[Array, Array]
+    """(H, W, 3) each, in the world."""
+
+
+class Directed(NamedTuple):
+    """One directed pair in numpy."""
+
+    points_i: Array
+    points_j: Array
+    confidence_i: Array
+    confidence_j: Array
+
+
+def view_pair(forward: Directed, backward: Directed) -> PairView:
+    """Solve two frames from their pair in both directions (DUSt3R's PairViewer).
+
+    Each frame's focal length comes from its own pointmap; the pose from PnP in the more confident direction.
+    """
+    H, W = forward.confidence_i.shape
+    # Wide limits: only nonsense (an untrained network) reaches them.
+    focals = tuple(
+        estimate_focal(d.points_i, min_focal=0.1, max_focal=20.0) for d in (forward, backward)
+    )
+    cameras = [make_K(f, f, W / 2, H / 2) for f in focals]
+    scores = [float(d.confidence_i.mean() * d.confidence_j.mean()) for d in (forward, backward)]
+    j_from_i = pose_by_pnp(forward.points_j, forward.confidence_j, cameras[1], every_pixel=True)
+    i_from_j = pose_by_pnp(backward.points_j, backward.confidence_j, cameras[0], every_pixel=True)
+    j_from_i = np.eye(4) if j_from_i is None else j_from_i
+    i_from_j = np.eye(4) if i_from_j is None else i_from_j
+    if scores[0] > scores[1]:
+        depth = forward.points_i[..., 2], transform_points(j_from_i, forward.points_j)[..., 2]
+        poses = np.stack([np.eye(4), invert(j_from_i)])
+    else:
+        depth = transform_points(i_from_j, backward.points_j)[..., 2], backward.points_i[..., 2]
+        poses = np.stack([invert(i_from_j), np.eye(4)])
+    points = tuple(
+        transform_points(pose, unproject(z.astype(np.float64), K))
+        for pose, z, K in zip(poses, depth, cameras, strict=True)
+    )
+    return PairView(focals, poses, depth, (points[0], points[1]))
+
+
+def spanning_tree(scores: dict[tuple[int, int], float], n: int) -> list[tuple[int, int]]:
+    """Return the edges of the maximum spanning tree, best first (Kruskal)."""
+    group = list(range(n))
+    tree = []
+    for (i, j), _ in sorted(scores.items(), key=lambda item: -item[1]):
+        if group[i] != group[j]:
+            tree.append((i, j))
+            old, new = group[j], group[i]
+            group = [new if g == old else g for g in group]
+    return tree
+
+
+def initial_scene(
+    pairs: PairSet,
+    *,
+    shared_focal: bool = False,
+    given_focal: float | None = None,
+    principal_point: tuple[float, float] | None = None,
+    fixed: dict[int, tuple[Array, Array]] | None = None,
+) -> Scene:
+    """Chain the pairs along their maximum spanning tree into a first guess of the scene.
+
+    Args:
+        principal_point: (x, y) in pixels, the middle (W / 2, H / 2) by default.
+        shared_focal: one focal length for all frames.
+        given_focal: a known one, in pixels.
+        fixed: frame → (world_from_cam, depth map) of frames that are known already (the overlap with what was
+            aligned before): the guess is moved into their world.
+    """
+    n, edges = pairs.frames, [(int(i), int(j)) for i, j in pairs.edges]
+    data = _directed(pairs)
+    H, W = data[0].confidence_i.shape
+    middle = principal_point or (W / 2, H / 2)
+    focals, clouds = _chain(edges, data, n, middle)
+    if given_focal is not None:
+        focals = [given_focal] * n
+    elif shared_focal:
+        focals = [float(np.mean(focals))] * n
+    poses, depths = [], []
+    for i in range(n):
+        confidence = _frame_confidence(edges, data, i)
+        cam = pose_by_pnp(clouds[i], confidence, make_K(focals[i], focals[i], *middle))
+        cam = np.eye(4) if cam is None else cam
+        poses.append(invert(cam))
+        depths.append(transform_points(cam, clouds[i])[..., 2])
+    if fixed:
+        poses, depths, clouds = _into_known_world(poses, depths, clouds, fixed)
+    similarities = [
+        similarity_fit(d.points_i, clouds[i], d.confidence_i)
+        for (i, _), d in zip(edges, data, strict=True)
+    ]
+    scene = _as_scene(
+        poses,
+        depths,
+        focals[: 1 if shared_focal or given_focal else n],
+        similarities,
+        keep_size=bool(fixed),
+    )
+    offset = torch.tensor([middle[0] - W / 2, middle[1] - H / 2]) / PP_GAIN
+    return scene._replace(principal=scene.principal + offset)
+
+
+def _chain(
+    edges: Sequence[tuple[int, int]],
+    data: Sequence[Directed],
+    n: int,
+    middle: tuple[float, float],
+) -> tuple[list[float], list[Array]]:
+    """Walk the tree from its best edge; return focal lengths and clouds in the world of that edge."""
+    scores = {
+        e: float(d.confidence_i.mean() * d.confidence_j.mean())
+        for e, d in zip(edges, data, strict=True)
+    }
+    index = {e: k for k, e in enumerate(edges)}
+    todo = spanning_tree(scores, n)
+    clouds: dict[int, Array] = {}
+    i, j = todo.pop(0)
+    first = data[index[i, j]]
+    clouds[i], clouds[j] = first.points_i.astype(np.float64), first.points_j.astype(np.float64)
+    while todo:
+        edge = next(e for e in todo if (e[0] in clouds) != (e[1] in clouds))
+        todo.remove(edge)
+        i, j = edge
+        pair = data[index[edge]]
+        if i in clouds:
+            world_from_pair = similarity_fit(pair.points_i, clouds[i], pair.confidence_i)
+            clouds[j] = transform_points(world_from_pair, pair.points_j)
+        else:
+            world_from_pair = similarity_fit(pair.points_j, clouds[j], pair.confidence_j)
+            clouds[i] = transform_points(world_from_pair, pair.points_i)
+    focals = []
+    for frame in range(n):
+        own = [(scores[e], index[e]) for e in edges if e[0] == frame]
+        best = data[max(own)[1]].points_i if own else clouds[frame]
+        focal = estimate_focal(best, middle, min_focal=0.5, max_focal=3.5)
+        focals.append(focal if np.isfinite(focal) else default_focal(*best.shape[1::-1]))
+    return focals, [clouds[frame] for frame in range(n)]
+
+
+def _frame_confidence(
+    edges: Sequence[tuple[int, int]], data: Sequence[Directed], frame: int
+) -> Array:
+    """Return the best confidence that any pair gives a frame's pixels."""
+    found = [d.confidence_i for e, d in zip(edges, data, strict=True) if e[0] == frame]
+    found += [d.confidence_j for e, d in zip(edges, data, strict=True) if e[1] == frame]
+    return np.max(found, axis=0)
+
+
+def _into_known_world(
+    poses: list[Array],
+    depths: list[Array],
+    clouds: list[Array],
+    fixed: dict[int, tuple[Array, Array]],
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Move a guess so that the known frames lie where they are known to be."""
+    ratios = [np.median(fixed[i][1] / np.maximum(depths[i], 1e-6)) for i in fixed]
+    scale = float(np.clip(np.median(ratios), 1e-3, 1e3))
+    anchor = max(fixed)
+    known, guess = fixed[anchor][0], poses[anchor].copy()
+    R = known[:3, :3] @ guess[:3, :3].T
+    world_from_guess = similarity(scale, R, known[:3, 3] - scale * R @ guess[:3, 3])
+    moved = []
+    for pose in poses:
+        _, R, t = decompose(world_from_guess @ pose)
+        moved.append(similarity(1.0, R, t))
+    for i, (pose, _) in fixed.items():
+        moved[i] = pose
+    depths = [fixed[i][1] if i in fixed else scale * z for i, z in enumerate(depths)]
+    return moved, depths, [transform_points(world_from_guess, c) for c in clouds]
+
+
+def _as_scene(
+    poses: Sequence[Array],
+    depths: Sequence[Array],
+    focals: Sequence[float],
+    similarities: Sequence[Array],
+    *,
+    keep_size: bool,
+) -> Scene:
+    scales, R, t = decompose(np.stack(similarities))
+    scales = np.maximum(scales, 1e-6)
+    pair_poses = pose_parameters(torch.tensor(R).float(), torch.tensor(t / scales[:, None]).float())
+    log_scales = torch.tensor(np.log(scales)).float()
+    # The objective keeps the pairs' mean scale at MEAN_SCALE: the world must have that size too.
+    size = 1.0 if keep_size else MEAN_SCALE / float(np.exp(np.log(scales).mean()))
+    matrix = torch.tensor(np.stack(poses)).float()
+    matrix[:, :3, 3] *= size
+    depth = size * torch.tensor(np.stack(depths)).float().flatten(1)
+    return Scene(
+        pairs=torch.cat([pair_poses, log_scales[:, None]], dim=1),
+        log_depth=depth.clamp(min=1e-4).log(),
+        poses=pose_parameters(matrix[:, :3, :3], matrix[:, :3, 3]),
+        focal=FOCAL_GAIN * torch.tensor(focals).float().log()[:, None],
+        principal=torch.zeros(len(focals), 2),
+        adaptors=torch.zeros(len(similarities), 2),
+    )
+
+
+def relative_motion(
+    pairs: PairSet, scale: float = 0.35
+) -> tuple[Array, dict[tuple[int, int], tuple[Array, Array]]]:
+    """Find what moves as MonST3R does: ego flow against optical flow, stretched to [0, 1] in each pair.
+
+    Being relative, it finds motion in static clips too; `residual_motion` is the absolute test.
+
+    Returns:
+        (n, H, W) bool, and per pair (i, j), i < j: K of frame i and i_from_j, for tests.
+    """
+    edges = [(int(i), int(j)) for i, j in pairs.edges]
+    data = _directed(pairs)
+    index = {e: k for k, e in enumerate(edges)}
+    H, W = data[0].confidence_i.shape
+    total = np.zeros((pairs.frames, H, W))
+    count = np.zeros(pairs.frames)
+    cameras = {}
+    assert pairs.flow_ij is not None
+    for i, j in edges:
+        if i > j or (j, i) not in index:
+            continue
+        view = view_pair(data[index[i, j]], data[index[j, i]])
+        K = [make_K(f, f, W / 2, H / 2) for f in view.focals]
+        i_from_j = invert(view.world_from_cam[0]) @ view.world_from_cam[1]
+        cameras[i, j] = (K[0], i_from_j)
+        for a, b, matrix, side in ((i, j, invert(i_from_j), 0), (j, i, i_from_j, 1)):
+            flow = pairs.flow_ij[index[a, b]].numpy().transpose(1, 2, 0)
+            ego = ego_flow_between(view.depth[side], K[side], K[1 - side], matrix)
+            error = np.linalg.norm(ego - flow, axis=-1)
+            total[a] += (error - error.min()) / max(float(np.ptp(error)), 1e-9)
+            count[a] += 1
+    return total / np.maximum(count, 1)[:, None, None] > scale, cameras
+
+
+def ego_flow_between(depth: Array, K_a: Array, K_b: Array, b_from_a: Array) -> Array:
+    """Return the (H, W, 2) flow that a camera motion causes on static geometry; depth is clamped above zero."""
+    H, W = depth.shape
+    in_b = transform_points(b_from_a, unproject(depth.astype(np.float64), K_a))
+    z = np.where(np.abs(in_b[..., 2]) < 1e-8, 1e-8, in_b[..., 2])
+    u = K_b[0, 0] * in_b[..., 0] / z + K_b[0, 2]
+    v = K_b[1, 1] * in_b[..., 1] / z + K_b[1, 2]
+    return np.stack([u, v], axis=-1) - pixel_grid(H, W)
+
+
+def _directed(pairs: PairSet) -> list[Directed]:
+    parts = (pairs.points_i, pairs.points_j, pairs.confidence_i, pairs.confidence_j)
+    return [Directed(*row) for row in zip(*(x.numpy() for x in parts), strict=True)]
+
+
+def lower_confidence_in_front(
+    points: Array,  # (n, H, W, 3) in the world
+    depth: Array,  # (n, H, W)
+    K: Array,  # (n, 3, 3)
+    cam_from_world: Array,  # (n, 4, 4)
+    confidence: Array,  # (n, H, W)
+    *,
+    tolerance: float = 0.001,
+    floor: float = 0.0,
+) -> Array:
+    """Take the confidence from points that lie in front of what another, more confident view sees there."""
+    out = confidence.copy()
+    n, H, W = confidence.shape
+    for i in range(n):
+        for j in range(n):
+            if i == j:
+                continue
+            in_j = transform_points(cam_from_world[j], points[i])
+            z = in_j[..., 2]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                uv = (in_j @ K[j].T)[..., :2] / z[..., None]
+            u, v = (
+                np.rint(np.nan_to_num(x, posinf=-1e6, neginf=-1e6)).astype(int)
+                for x in (uv[..., 0], uv[..., 1])
+            )
+            inside = (z > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
+            at = v[inside], u[inside]
+            bad = np.zeros((H, W), bool)
+            bad[inside] = (z[inside] < (1 - tolerance) * depth[j][at]) & (
+                out[i][inside] < out[j][at]
+            )
+            out[i][bad] = np.minimum(out[i][bad], floor)
+    return out
