@@ -52,7 +52,9 @@ class PyavBackend:
             and Path(source).is_file()
             and Path(source).stat().st_size <= INDEXED_BYTES
         ):
-            self._pts = _presentation_times(source)
+            self._pts, keyframes = _presentation_times(source)
+            if self._pts is not None and keyframes:
+                self.keyframe_spacing = len(self._pts) / keyframes
         if self._pts is not None:
             self.probe = replace(self.probe, timeline=_timeline(self._pts, time_base))
 
@@ -258,9 +260,13 @@ def _timeline(pts: Array, time_base: Any) -> Array:
     )
 
 
-def _presentation_times(source: str) -> Array | None:
-    """Return the sorted (N,) presentation stamps of all packets; None where they are missing or not unique."""
+def _presentation_times(source: str) -> tuple[Array | None, int]:
+    """Return the sorted (N,) presentation stamps of all packets, and how many are keyframes.
+
+    The stamps are None where they are missing or not unique.
+    """
     stamps: list[int] = []
+    keyframes = 0
     with open_container(source) as container:
         stream = video_stream(container, source)
         try:
@@ -268,13 +274,14 @@ def _presentation_times(source: str) -> Array | None:
                 if packet.size == 0 or packet.is_discard:
                     continue
                 if packet.pts is None:
-                    return None
+                    return None, 0
                 stamps.append(packet.pts)
+                keyframes += packet.is_keyframe
         except av.error.FFmpegError as error:
             logger.debug("%s: indexing stopped early: %s", source, error)
     times = np.array(sorted(stamps), np.int64)
     is_usable = len(times) > 0 and bool((np.diff(times) > 0).all())
-    return times if is_usable else None
+    return (times if is_usable else None), keyframes
 
 
 def _seek_before(container: Any, stream: Any, pts: Array, index: int) -> None:
