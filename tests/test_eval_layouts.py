@@ -123,6 +123,10 @@ class TestFolder:
             load_folder(tmp_path)
         with pytest.raises(EvaluationError, match="not a folder"):
             load_folder(tmp_path / "absent")
+        for name in ("a.mp4", "b.mp4"):
+            (tmp_path / name).touch()
+        with pytest.raises(EvaluationError, match="holds 2 videos"):
+            load_folder(tmp_path)
 
     def test_flow_pairs(self, tmp_path: Path) -> None:
         for name in ("a", "b"):

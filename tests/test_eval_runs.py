@@ -455,6 +455,19 @@ class TestCommand:
         assert said in error
         assert error.count("\n") == 1
 
+    def test_a_folder_that_cannot_be_read_is_a_failed_row(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "README.md").write_text("not a sequence")
+        out = tmp_path / "out.json"
+        paths = [str(tmp_path / name) for name in ("empty", "README.md")]
+        assert cli.main(["eval", *paths, "--json", str(out)]) == 1  # nothing was measured
+        (row,) = read_results(out)["sequences"]
+        assert (row["name"], row["status"]) == ("empty", "failed")
+        assert "neither a video nor" in row["reason"]
+        assert "mean of 0/1" in capsys.readouterr().out
+
     def test_interruption_keeps_what_is_done(
         self, clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

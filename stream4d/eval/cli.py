@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from stream4d.errors import EvaluationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from stream4d.eval.runner import Job
-    from stream4d.eval.sequence import EvalSequence
 
 EXAMPLES = """\
 examples:
@@ -109,14 +109,13 @@ def run(args: argparse.Namespace) -> int:
 def find_jobs(
     folders: list[Path], dataset: str | None, root: Path | None, max_frames: int | None
 ) -> list[Job]:
-    """List what is to be measured.
+    """List what is to be measured. A folder that cannot be read is listed too: it will be a failed row.
 
     Raises:
-        EvaluationError: nothing to do, two sequences of one name, or a folder or benchmark that cannot be read.
+        EvaluationError: nothing to do, two sequences of one name, or a benchmark that cannot be read.
     """
     from stream4d.eval.protocols import load_dataset
     from stream4d.eval.runner import Job
-    from stream4d.eval.sequence import load_folder
 
     if (dataset is None) != (root is None):
         raise EvaluationError(
@@ -124,21 +123,46 @@ def find_jobs(
         )
     if not folders and dataset is None:
         raise EvaluationError("nothing to measure: give sequence folders, or --dataset and --root")
-    found: list[tuple[EvalSequence, str | None, Path]]
-    found = [(load_folder(folder), None, folder) for folder in folders]
+    limit = max_frames or sys.maxsize
+    jobs = [_folder_job(folder, limit) for folder in _sequence_folders(folders)]
     if dataset is not None and root is not None:
-        found += [(sequence, dataset, root) for sequence in load_dataset(dataset, root)]
-    jobs = []
-    for sequence, name, place in found:
-        count = (
-            sequence.frame_count if max_frames is None else min(max_frames, sequence.frame_count)
-        )
-        jobs.append(Job(name=sequence.name, dataset=name, root=place.resolve(), frames=count))
+        jobs += [
+            Job(
+                name=sequence.name,
+                dataset=dataset,
+                root=root.resolve(),
+                frames=min(limit, sequence.frame_count),
+            )
+            for sequence in load_dataset(dataset, root)
+        ]
     names = [job.name for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise EvaluationError(f"more than one sequence is called {', '.join(twice)}")
     return jobs
+
+
+def _sequence_folders(paths: list[Path]) -> list[Path]:
+    """Leave out plain files, so that a pattern like ``clips/*`` may match a README."""
+    folders = [path for path in paths if path.is_dir()]
+    for path in paths:
+        if not path.exists() or (path not in folders and len(paths) == 1):
+            raise EvaluationError(f"{path} is not a folder")
+    return folders
+
+
+def _folder_job(folder: Path, limit: int) -> Job:
+    from stream4d.eval.runner import Job
+    from stream4d.eval.sequence import load_folder
+
+    folder = folder.resolve()
+    try:
+        sequence = load_folder(folder)
+    except EvaluationError:  # the worker meets it again, and says it in the row
+        return Job(name=folder.name, dataset=None, root=folder, frames=0)
+    return Job(
+        name=sequence.name, dataset=None, root=folder, frames=min(limit, sequence.frame_count)
+    )
 
 
 def _config(args: argparse.Namespace) -> RunConfig:

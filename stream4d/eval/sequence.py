@@ -208,8 +208,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _find_source(folder: Path) -> Path:
-    for video in sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS):
-        return video
+    videos = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEOS)
+    if len(videos) > 1:
+        raise EvaluationError(
+            f"{folder} holds {len(videos)} videos: a sequence folder has one, with its ground truth"
+        )
+    if videos:
+        return videos[0]
     for images in (folder / "frames", folder):
         if list_images(images):
             return images
