@@ -44,11 +44,11 @@ def sample_template(image, u, v, warp, out):
 
 
 @njit(cache=True, nogil=True)
-def align_patch(template, image, u, v, iterations):
+def align_patch(template, image, u, v, iterations, tensor):
     """Move (u, v) until ``image`` there looks like ``template`` (inverse compositional, gain and bias free).
 
-    Baker & Matthews, "Lucas–Kanade 20 years on", 2004. Returns u, v, correlation (−1: failed), the smaller
-    eigenvalue of the template's structure tensor per pixel and the residual's variance.
+    Baker & Matthews, "Lucas–Kanade 20 years on", 2004. Returns u, v, correlation (−1: failed), the residual's
+    variance; ``tensor`` receives the sums (xx, xy, yy) of the template's gradient products.
     """
     H, W = image.shape
     gx = np.empty((SIDE, SIDE))
@@ -72,14 +72,14 @@ def align_patch(template, image, u, v, iterations):
             c += dy * dy
             var_t += (template[i + 1, j + 1] - mean_t) ** 2
     det = a * c - b * b
-    corner = 0.5 * (a + c - math.sqrt((a - c) ** 2 + 4 * b * b)) / n
-    if det < 1e-6 or corner < 0.05 or var_t < n * 1.0:
-        return u, v, -1.0, corner, 0.0
+    tensor[0], tensor[1], tensor[2] = a, b, c
+    if det < 1e-6 * (a + c) ** 2 or a + c < 0.5 * n or var_t < n * 1.0:
+        return u, v, -1.0, 0.0
     values = np.empty((SIDE, SIDE))
     correlation, noise = -1.0, 0.0
     for _ in range(iterations):
         if not (u - HALF >= 0 and v - HALF >= 0 and u + HALF < W - 1 and v + HALF < H - 1):
-            return u, v, -1.0, corner, 0.0
+            return u, v, -1.0, 0.0
         mean = 0.0
         for i in range(SIDE):
             for j in range(SIDE):
@@ -91,7 +91,7 @@ def align_patch(template, image, u, v, iterations):
                 var += (values[i, j] - mean) ** 2
                 cross += (values[i, j] - mean) * (template[i + 1, j + 1] - mean_t)
         if var < 1e-6:
-            return u, v, -1.0, corner, 0.0
+            return u, v, -1.0, 0.0
         correlation = cross / math.sqrt(var * var_t)
         gain = math.sqrt(var_t / var)
         bx = by = noise = 0.0
@@ -106,7 +106,7 @@ def align_patch(template, image, u, v, iterations):
         v -= dv
         if du * du + dv * dv < 1e-4:
             break
-    return u, v, correlation, corner, noise
+    return u, v, correlation, noise
 
 
 @njit(cache=True, nogil=True)
@@ -151,10 +151,10 @@ def align_patches(
 ):
     """Refine ``uv`` (N, 2) of the patches in ``todo`` in the target image, coarse to fine, and grade them.
 
-    ``hosts`` and ``target`` are pyramids (tuples of levels). ``quality`` (N, 3) receives correlation, the smaller
-    eigenvalue and the residual's variance at the finest level; correlation −1: failed, ``uv`` is kept.
+    ``hosts`` and ``target`` are pyramids (tuples of levels). ``quality`` (N, 5) receives correlation (−1:
+    failed, ``uv`` is kept), the residual's variance and the template's structure tensor at the finest level.
     """
-    template = np.empty((SIDE + 2, SIDE + 2))
+    template, tensor = np.empty((SIDE + 2, SIDE + 2)), np.empty(3)
     warp, R, t = np.empty((2, 2)), np.empty((3, 3)), np.empty(3)
     for n in todo:
         quality[n, 0] = -1.0
@@ -178,12 +178,13 @@ def align_patches(
                 )  # the coarse level may leave the image where the fine one does not
                 continue
             x, y = (u + 0.5) * s - 0.5, (v + 0.5) * s - 0.5
-            x, y, corr, corner, noise = align_patch(template, target[level], x, y, 10)
+            x, y, corr, noise = align_patch(template, target[level], x, y, 10, tensor)
             if corr < 0.6:
                 good = level == 1
                 continue
             u, v = (x + 0.5) / s - 0.5, (y + 0.5) / s - 0.5
-            quality[n, 1], quality[n, 2] = corner, noise
+            quality[n, 1] = noise
+            quality[n, 2:] = tensor
             if level == 0:
                 quality[n, 0] = corr
         if good and quality[n, 0] > 0:
@@ -228,7 +229,18 @@ def _robust(sq, scale_sq):
 
 
 @njit(cache=True, nogil=True)
-def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, var, pose, scale_sq, A, g, out):
+def _square(info, u, v):
+    """Return the squared error in σ² of a residual; ``info`` is (xx, xy, yy) of its inverse covariance."""
+    return u * u * info[0] + 2.0 * u * v * info[1] + v * v * info[2]
+
+
+@njit(cache=True, nogil=True)
+def _weigh(info, u, v):
+    return info[0] * u + info[1] * v, info[1] * u + info[2] * v
+
+
+@njit(cache=True, nogil=True)
+def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scale_sq, A, g, out):
     """Build the 6×6 system of one pose; ``out`` (N) receives squared errors in σ². Returns the robust cost.
 
     The 2×2 covariance of each residual holds the measurement and the patch's own depth, so that a patch of unknown
@@ -262,11 +274,13 @@ def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, var, pose, scale
         ru, rv = cam[0] * x + cam[2] - uv[n, 0], cam[1] * y + cam[3] - uv[n, 1]
         au, av = cam[0] * iz, cam[1] * iz
         eu, ev = au * (d[0] - x * d[2]), av * (d[1] - y * d[2])
-        s00 = var[n] + eu * eu * rho_var[n]
-        s11 = var[n] + ev * ev * rho_var[n]
-        s01 = eu * ev * rho_var[n]
-        det = s00 * s11 - s01 * s01
-        w00, w11, w01 = s11 / det, s00 / det, -s01 / det
+        # Woodbury: (C + v e eT)^-1 = W - W e eT W / (1/v + eT W e), with W = C^-1
+        w00, w01, w11 = info[n, 0], info[n, 1], info[n, 2]
+        pu, pv = w00 * eu + w01 * ev, w01 * eu + w11 * ev
+        share = rho_var[n] / (1.0 + rho_var[n] * (eu * pu + ev * pv))
+        w00 -= share * pu * pu
+        w01 -= share * pu * pv
+        w11 -= share * pv * pv
         sq = ru * ru * w00 + 2 * ru * rv * w01 + rv * rv * w11
         out[n] = sq
         cost += scale_sq * sq / (scale_sq + sq)
@@ -298,7 +312,7 @@ def _quadratic(A, x):
 
 
 @njit(cache=True, nogil=True)
-def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule, errors):
+def refine_pose(cam, dirs, centres, rho, rho_var, uv, info, pose, prior, schedule, errors):
     """Move ``pose`` (3, 4) to fit the patches; ``schedule`` lists the robust scale (σ²) of each iteration.
 
     ``prior`` (6, 6) is the information of staying at the initial pose. Returns the 6×6 information at the end.
@@ -312,7 +326,7 @@ def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule
     last = -1.0
     for k in range(len(schedule)):
         cost = pose_normal_equations(
-            cam, dirs, centres, rho, rho_var, uv, var, pose, schedule[k], A, g, errors
+            cam, dirs, centres, rho, rho_var, uv, info, pose, schedule[k], A, g, errors
         )
         cost += _quadratic(prior, moved)
         same = k > 0 and schedule[k] == schedule[k - 1]
@@ -321,7 +335,7 @@ def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule
             moved -= step
             damping = damping * 30 + 1e-4
             pose_normal_equations(
-                cam, dirs, centres, rho, rho_var, uv, var, pose, schedule[k], A, g, errors
+                cam, dirs, centres, rho, rho_var, uv, info, pose, schedule[k], A, g, errors
             )
         else:
             last = cost
@@ -336,14 +350,14 @@ def refine_pose(cam, dirs, centres, rho, rho_var, uv, var, pose, prior, schedule
         if same and np.max(np.abs(step)) < 1e-8:
             break
     pose_normal_equations(
-        cam, dirs, centres, rho, rho_var, uv, var, pose, schedule[len(schedule) - 1], A, g, errors
+        cam, dirs, centres, rho, rho_var, uv, info, pose, schedule[len(schedule) - 1], A, g, errors
     )
     return A
 
 
 @njit(cache=True, nogil=True)
 def refine_depths(
-    cam, rays, host, poses, obs_patch, obs_frame, obs_uv, obs_var, rho, rho_info, prior, prior_info
+    cam, rays, host, poses, obs_patch, obs_frame, obs_uv, obs_info, rho, rho_info, prior, prior_info
 ):
     """Fit the inverse depth of each patch to its observations with all poses held; Gauss–Newton, robust.
 
@@ -371,9 +385,10 @@ def refine_depths(
                 rv = cam[1] * y + cam[3] - obs_uv[k, 1]
                 ju = cam[0] * (t[0] - x * t[2]) / q[2]
                 jv = cam[1] * (t[1] - y * t[2]) / q[2]
-                w = _robust((ru * ru + rv * rv) / obs_var[k], scale_sq) / obs_var[k]
-                info += w * (ju * ju + jv * jv)
-                grad += w * (ju * ru + jv * rv)
+                wu, wv = _weigh(obs_info[k], ju, jv)
+                w = _robust(_square(obs_info[k], ru, rv), scale_sq)
+                info += w * (wu * ju + wv * jv)
+                grad += w * (wu * ru + wv * rv)
             if info <= 0:
                 break
             step = -grad / info
@@ -419,7 +434,7 @@ def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
 
 @njit(cache=True, nogil=True)
 def bundle_cost(
-    cam, rays, host, poses, rho, obs_patch, obs_frame, obs_uv, obs_var, scale_sq, prior, prior_info
+    cam, rays, host, poses, rho, obs_patch, obs_frame, obs_uv, obs_info, scale_sq, prior, prior_info
 ):
     """Return the robust cost of the whole window."""
     R, t, q = np.empty((3, 3)), np.empty(3), np.empty(3)
@@ -435,7 +450,7 @@ def bundle_cost(
             continue
         ru = cam[0] * q[0] / q[2] + cam[2] - obs_uv[k, 0]
         rv = cam[1] * q[1] / q[2] + cam[3] - obs_uv[k, 1]
-        sq = (ru * ru + rv * rv) / obs_var[k]
+        sq = _square(obs_info[k], ru, rv)
         cost += scale_sq * sq / (scale_sq + sq)
     return cost
 
@@ -451,7 +466,7 @@ def bundle_system(
     obs_patch,
     obs_frame,
     obs_uv,
-    obs_var,
+    obs_info,
     scale_sq,
     prior,
     prior_info,
@@ -483,7 +498,7 @@ def bundle_system(
         _relate(poses[f], poses[h], R, t)
         if not bundle_jacobians(cam, rays[n], rho[n], R, t, obs_uv[k], Ji, Jj, Jr, Jf, res):
             continue
-        w = _robust((res[0] ** 2 + res[1] ** 2) / obs_var[k], scale_sq) / obs_var[k]
+        w = _robust(_square(obs_info[k], res[0], res[1]), scale_sq)
         size = 0
         for owner in range(2):
             first = column[h] if owner == 0 else column[f]
@@ -496,10 +511,11 @@ def bundle_system(
                 size += 1
         where[size], J[0, size], J[1, size] = D - 1, Jf[0], Jf[1]
         size += 1
-        C[n] += w * (Jr[0] ** 2 + Jr[1] ** 2)
-        gr[n] += w * (Jr[0] * res[0] + Jr[1] * res[1])
+        wu, wv = _weigh(obs_info[k], Jr[0], Jr[1])
+        C[n] += w * (wu * Jr[0] + wv * Jr[1])
+        gr[n] += w * (wu * res[0] + wv * res[1])
         for i in range(size):
-            wu, wv = w * J[0, i], w * J[1, i]
+            wu, wv = _weigh(obs_info[k], w * J[0, i], w * J[1, i])
             b[where[i]] += wu * res[0] + wv * res[1]
             E[n, where[i]] += wu * Jr[0] + wv * Jr[1]
             for j in range(size):

@@ -7,7 +7,6 @@ with a pose fitted once more to the adjusted map.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -143,6 +142,7 @@ class PoseChain:
                 previous.uv, previous.var, record.flow_here, record.sigma_here
             )
         record.var[self._map.host < 0] = np.inf
+        record.info = patches.isotropic(record.var)
 
     # -- starting ------------------------------------------------------------------------------------------
 
@@ -161,13 +161,19 @@ class PoseChain:
             record.pyramid,
             np.zeros_like(record.uv),
             np.full(len(record.var), np.inf),
+            np.zeros_like(record.info),
         )
         uv = patches.choose(
-            record.pyramid[0], n, avoid=np.zeros((0, 2)), allowed=record.usable(), spacing=self._size / 60
+            record.pyramid[0],
+            n,
+            avoid=np.zeros((0, 2)),
+            allowed=record.usable(),
+            spacing=self._size / 60,
         )
         rows = self._map.add_patches(0, uv, np.ones(len(uv)), np.full(len(uv), 1e-6))
         record.uv[rows], record.var[:] = uv, np.inf
         record.var[rows] = patches.ALIGN_FLOOR_VAR
+        record.info[rows] = patches.isotropic(record.var[rows])
         record.set_pose(pose, self._map, tracked=True)
         record.keyframe = True
 
@@ -177,13 +183,12 @@ class PoseChain:
         assert local_map is not None
         anchor = local_map.poses[0]
         last = self._records[-1].pose
-        uv, var, found = patches.align(local_map, record.pyramid, last, record.uv, record.var)
-        record.uv, record.var = uv, np.where(found, var, record.var)
+        self._refine_positions(record, last)
         rows = np.flatnonzero(np.isfinite(record.var))
         total = int((local_map.host >= 0).sum())
         relative_start = track.relative_pose(last, anchor)
         rotation, residual = track.rotation_between(
-            local_map.cam, local_map.rays[rows], record.uv[rows], record.var[rows], relative_start
+            local_map.cam, local_map.rays[rows], record.uv[rows], record.info[rows], relative_start
         )
         pose = rotation @ np.vstack([anchor, [0, 0, 0, 1]])
         pose[:, 3] = -pose[:, :3] @ (-anchor[:, :3].T @ anchor[:, 3])
@@ -193,7 +198,6 @@ class PoseChain:
             return
         parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
         explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
-        if os.environ.get("DBG"): print(record.index, "parallax", parallax, "explained", explained)
         if parallax > START_PARALLAX * self._size and explained < START_EXPLAINED:
             self._start(record)
 
@@ -207,7 +211,7 @@ class PoseChain:
         rows = np.flatnonzero(local_map.host == 0)
         begun = start.start_map(
             local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
-            np.stack([r.var[rows] for r in chosen]), size=self._size, focal_known=self._focal_known,
+            np.stack([r.info[rows] for r in chosen]), size=self._size, focal_known=self._focal_known,
         )  # fmt: skip
         if begun is None or begun.quality < START_QUALITY:
             return
@@ -222,7 +226,7 @@ class PoseChain:
             r.set_pose(begun.poses[k + 1] @ anchor, local_map, tracked=True)
             slot = k + 1
             r.keyframe = True
-            local_map.add_keyframe(slot, r.index, r.pose, r.pyramid, r.uv, r.var)
+            local_map.add_keyframe(slot, r.index, r.pose, r.pyramid, r.uv, r.var, r.info)
         self._started, self._lost = True, 0
         for r in held:
             if not r.keyframe:
@@ -236,12 +240,18 @@ class PoseChain:
         assert self._map is not None
         rows = np.flatnonzero(np.isfinite(record.var) & (self._map.host >= 0))
         fit = track.fit_pose(
-            self._map, rows, record.uv[rows], record.var[rows], pose, schedule=schedule
+            self._map, rows, record.uv[rows], record.info[rows], pose, schedule=schedule
         )
         record.rows, record.errors = rows, fit.errors
         record.set_pose(fit.pose, self._map, tracked=True)
         record.information = fit.information
         return fit
+
+    def _refine_positions(self, record: Record, pose: Array) -> None:
+        """Align the tracked patches; those that cannot be aligned stay where flow brought them."""
+        assert self._map is not None
+        uv, var, info, found = patches.align(self._map, record.pyramid, pose, record.uv, record.var)
+        record.uv[found], record.var[found], record.info[found] = uv[found], var[found], info[found]
 
     def _best_fit(self, record: Record, near: Array, other: Array) -> track.Fit:
         """Fit from two guesses, warm, and from one, cold; the lowest robust cost wins.
@@ -264,12 +274,11 @@ class PoseChain:
         assert local_map is not None
         predicted = (self._velocity @ np.vstack([previous.pose, [0, 0, 0, 1]]))[:3]
         fit = self._best_fit(record, predicted, previous.pose)
-        uv, var, found = patches.align(local_map, record.pyramid, fit.pose, record.uv, record.var)
-        record.uv, record.var = uv, np.where(found, var, record.var)
+        self._refine_positions(record, fit.pose)
         fit = self._best_fit(record, fit.pose, predicted)
         if fit.inliers.sum() < 0.5 * len(record.rows):
             fresh = track.fit_pose_from_nothing(
-                local_map, record.rows, record.uv[record.rows], record.var[record.rows]
+                local_map, record.rows, record.uv[record.rows], record.info[record.rows]
             )
             if fresh is not None and fresh.inliers.sum() > 1.2 * fit.inliers.sum():
                 fit = self._fit(record, fresh.pose, track.WARM)
@@ -303,11 +312,11 @@ class PoseChain:
         want[rows] = 1.0
         everything = record.uv.copy()
         everything[rows] = uv
-        found_uv, found_var, found = patches.align(
+        found_uv, found_var, found_info, found = patches.align(
             local_map, record.pyramid, record.pose, everything, want, min_correlation=0.85
         )
         record.uv[found] = found_uv[found]
-        record.var[found] = found_var[found]
+        record.var[found], record.info[found] = found_var[found], found_info[found]
 
     def _lose(self, record: Record, predicted: Array) -> None:
         local_map = self._map
@@ -332,6 +341,7 @@ class PoseChain:
         poses = np.concatenate([local_map.poses, np.stack([r.pose for r in since])])
         seen = np.concatenate([local_map.var[:, young], np.stack([r.var[young] for r in since])])
         where = np.concatenate([local_map.uv[:, young], np.stack([r.uv[young] for r in since])])
+        how = np.concatenate([local_map.info[:, young], np.stack([r.info[young] for r in since])])
         seen[F:][:, local_map.host[young] < 0] = np.inf
         patch, frame = np.nonzero(np.isfinite(seen).T)
         from stream4d.pose import _kernels
@@ -339,7 +349,7 @@ class PoseChain:
         rho, info = local_map.rho[young], local_map.rho_info[young]
         _kernels.refine_depths(
             local_map.cam, local_map.rays[young], local_map.host[young], poses, patch, frame,
-            where[frame, patch], seen[frame, patch], rho, info, local_map.prior[young], local_map.prior_info[young],
+            where[frame, patch], how[frame, patch], rho, info, local_map.prior[young], local_map.prior_info[young],
         )  # fmt: skip
         local_map.rho[young], local_map.rho_info[young] = rho, info
 
@@ -351,7 +361,7 @@ class PoseChain:
         slot = self._free_slot()
         record.keyframe = True
         local_map.add_keyframe(
-            slot, record.index, record.pose, record.pyramid, record.uv, record.var
+            slot, record.index, record.pose, record.pyramid, record.uv, record.var, record.info
         )
         local_map.drop_patches(local_map.misses > 3)
         record.var[local_map.host < 0] = np.inf
@@ -385,6 +395,7 @@ class PoseChain:
         rows = local_map.add_patches(slot, uv, rho, info)
         record.uv[rows] = uv[: len(rows)]
         record.var[rows] = patches.ALIGN_FLOOR_VAR
+        record.info[rows] = patches.isotropic(record.var[rows])
 
     def _adjust(self) -> None:
         local_map = self._map
@@ -395,7 +406,9 @@ class PoseChain:
             free = free[1:]
         obs = refine.map_observations(local_map)
         rows = np.unique(obs.patch)
-        compacted = refine.Observations(refine.compact(rows, obs.patch), obs.frame, obs.uv, obs.var)
+        compacted = refine.Observations(
+            refine.compact(rows, obs.patch), obs.frame, obs.uv, obs.info
+        )
         cam, rays = local_map.cam, local_map.rays[rows]
         rho, info = local_map.rho[rows], np.zeros(len(rows))
         focal_info = np.inf
@@ -433,7 +446,7 @@ class PoseChain:
             rows = np.flatnonzero(np.isfinite(record.var) & (local_map.host >= 0))
             if len(rows) >= 12:
                 fit = track.fit_pose(
-                    local_map, rows, record.uv[rows], record.var[rows], pose, schedule=track.WARM
+                    local_map, rows, record.uv[rows], record.info[rows], pose, schedule=track.WARM
                 )
                 pose = fit.pose
         H, W = self._shape

@@ -52,7 +52,9 @@ class LocalMap:
     uv: Array = field(init=False)
     """(F, N, 2) where each keyframe sees each patch."""
     var: Array = field(init=False)
-    """(F, N) its variance, px²."""
+    """(F, N) its variance, px²; inf where not seen."""
+    info: Array = field(init=False)
+    """(F, N, 3) (xx, xy, yy) of the position's inverse covariance, px⁻²: along an edge little is known."""
 
     def __post_init__(self) -> None:
         F, N = self.slots, self.slots * self.per_frame
@@ -68,6 +70,7 @@ class LocalMap:
         self.prior, self.prior_info = np.ones(N), np.zeros(N)
         self.misses = np.zeros(N)
         self.uv, self.var = np.zeros((F, N, 2)), np.full((F, N), np.inf)
+        self.info = np.zeros((F, N, 3))
 
     @property
     def cam(self) -> Array:
@@ -108,14 +111,21 @@ class LocalMap:
         self.var[:, rows] = np.inf
 
     def add_keyframe(
-        self, slot: int, index: int, pose: Array, pyramid: tuple[Array, ...], uv: Array, var: Array
+        self,
+        slot: int,
+        index: int,
+        pose: Array,
+        pyramid: tuple[Array, ...],
+        uv: Array,
+        var: Array,
+        info: Array,
     ) -> None:
-        """Put a frame into a free slot, with its view (N, 2), (N,) of the patches of the others."""
+        """Put a frame into a free slot, with its view (N, 2), (N,), (N, 3) of the patches of the others."""
         self.frame_index[slot] = index
         self.poses[slot] = pose
         for level, image in zip(self.images, pyramid, strict=True):
             level[slot] = image
-        self.uv[slot], self.var[slot] = uv, var
+        self.uv[slot], self.var[slot], self.info[slot] = uv, var, info
 
     def add_patches(self, slot: int, uv: Array, rho: Array, rho_info: Array) -> Array:
         """Host new patches in a keyframe; returns their rows (as many as there is room for)."""

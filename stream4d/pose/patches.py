@@ -14,6 +14,10 @@ MIN_CORRELATION = 0.75
 """Below this an alignment found something else."""
 ALIGN_FLOOR_VAR = 0.1**2
 """px²: what the fixed window's model error leaves even where there is no image noise."""
+NOISE_FLOOR = 1.0
+"""Grey levels²: rounding and the camera's own noise."""
+NOISE_GAIN = 6.0
+"""Residuals of neighbouring pixels are alike (they come from shape, not from the sensor): so many count as one."""
 FLOW_FLOOR_VAR = 0.15**2
 """px²: reading the flow between pixels errs by this even where the flow is exact."""
 CHAINED_MAX_VAR = 3.0**2
@@ -95,14 +99,16 @@ def align(
     var: Array,  # (N,) how uncertain that is; inf: do not look
     *,
     min_correlation: float = MIN_CORRELATION,
-) -> tuple[Array, Array, Array]:  # (N, 2), (N,), (N,) bool
-    """Refine positions by patch alignment with the hosts; returns positions, variances and which were found.
+) -> tuple[Array, Array, Array, Array]:  # (N, 2), (N,), (N, 3), (N,) bool
+    """Refine positions by patch alignment with the hosts.
+
+    Returns positions, variances, inverse covariances and which were found.
 
     A position that moved farther than its start's uncertainty allows is not believed.
     """
     todo = np.flatnonzero(np.isfinite(var) & (local_map.host >= 0))
     found_uv = np.ascontiguousarray(uv, np.float64).copy()
-    quality = np.full((len(uv), 3), -1.0)
+    quality = np.full((len(uv), 5), -1.0)
     _kernels.align_patches(
         local_map.images, target, todo, local_map.cam, local_map.uv0, local_map.rays,
         local_map.rho, local_map.host, local_map.poses, np.ascontiguousarray(pose), found_uv, quality,
@@ -110,7 +116,24 @@ def align(
     allowed = 3 * np.sqrt(var) + 1.0
     moved = np.hypot(*(found_uv - uv).T)
     found = (quality[:, 0] > min_correlation) & (moved < allowed)
-    corner = np.maximum(quality[:, 1], 0.05)
-    noise = quality[:, 2] / (corner * _kernels.SIDE**2)
-    found_var = np.where(found, ALIGN_FLOOR_VAR + noise, np.inf)
-    return np.where(found[:, None], found_uv, uv), found_var, found
+    info = _alignment_info(quality[:, 1], quality[:, 2:])
+    found_var = np.where(found, ALIGN_FLOOR_VAR, np.inf)
+    return np.where(found[:, None], found_uv, uv), found_var, info, found
+
+
+def _alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N, 3)
+    """Return (floor + noise * tensor⁻¹)⁻¹, the information of aligned positions."""
+    per_pixel = NOISE_GAIN * np.maximum(noise, NOISE_FLOOR)
+    a, b, c = tensor.T / per_pixel
+    # T (1 + floor T)^-1 for the symmetric T = [[a, b], [b, c]]
+    f = ALIGN_FLOOR_VAR
+    p, q, r = 1 + f * a, f * b, 1 + f * c
+    det = p * r - q * q
+    return np.stack([a * r - b * q, b * p - a * q, c * p - b * q], axis=-1) / det[:, None]
+
+
+def isotropic(var: Array) -> Array:  # (N,) -> (N, 3)
+    """Return the information of positions known equally well in all directions; zero where not seen."""
+    info = np.zeros((*var.shape, 3))
+    info[..., 0] = info[..., 2] = 1 / var
+    return info

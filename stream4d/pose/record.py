@@ -27,6 +27,8 @@ class Record:
     """(N, 2) where it sees each patch of the map."""
     var: Array
     """(N,) px², inf where not seen."""
+    info: Array
+    """(N, 3) inverse covariance of ``uv`` (xx, xy, yy)."""
     pose: Array
     """(3, 4) camera-from-world when it was last fitted."""
     reference: int
@@ -55,7 +57,7 @@ class Record:
         """Begin a record for a frame."""
         N = len(local_map.host)
         return cls(
-            frame.index, frame.timestamp_ns, frame.rgb, pyramid, np.zeros((N, 2)), np.full(N, np.inf),
+            frame.index, frame.timestamp_ns, frame.rgb, pyramid, np.zeros((N, 2)), np.full(N, np.inf), np.zeros((N, 3)),
             np.eye(3, 4), -1, np.eye(4), np.zeros(0, np.int64), np.zeros(0), np.zeros((6, 6)),
         )  # fmt: skip
 
@@ -63,7 +65,7 @@ class Record:
     def empty(cls) -> Record:
         """Return a record for ``state.unpack`` to fill."""
         none = np.zeros(0)
-        return cls(0, 0, none, (), none, none, none, -1, none, none, none, none)
+        return cls(0, 0, none, (), none, none, none, none, -1, none, none, none, none)
 
     def take(self, maps: Maps, previous: Record | None) -> None:
         """Keep what the model predicted of this frame."""

@@ -21,8 +21,8 @@ class Observations:
     """(M,) index into the poses."""
     uv: Array
     """(M, 2)."""
-    var: Array
-    """(M,) px²."""
+    info: Array
+    """(M, 3) inverse covariance (xx, xy, yy), px⁻²."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def map_observations(local_map: LocalMap) -> Observations:
     """Collect what the keyframes see of living patches."""
     seen = np.isfinite(local_map.var) & (local_map.host >= 0)
     patch, frame = np.nonzero(seen.T)
-    return Observations(patch, frame, local_map.uv[frame, patch], local_map.var[frame, patch])
+    return Observations(patch, frame, local_map.uv[frame, patch], local_map.info[frame, patch])
 
 
 def compact(rows: Array, patch: Array) -> Array:
@@ -94,7 +94,7 @@ def adjust(
                 obs.patch,
                 obs.frame,
                 obs.uv,
-                obs.var,
+                obs.info,
                 scale_sq,
                 prior,
                 prior_info,
@@ -106,7 +106,7 @@ def adjust(
         cost = cost_of(scale_sq)
         for _ in range(iterations):
             _kernels.bundle_system(
-                cam, rays, host, poses, column, rho, obs.patch, obs.frame, obs.uv, obs.var,
+                cam, rays, host, poses, column, rho, obs.patch, obs.frame, obs.uv, obs.info,
                 scale_sq, prior, prior_info, H, b, E, C, gr,
             )  # fmt: skip
             H[np.arange(D - 1), np.arange(D - 1)] += pose_prior

@@ -72,13 +72,13 @@ def start_map(
     K: Array,
     uv0: Array,  # (n, 2) pixels in the anchor
     uv: Array,  # (F, n, 2) pixels in the other frames, oldest first
-    var: Array,  # (F, n) px², inf where not seen
+    info: Array,  # (F, n, 3) inverse covariances, zero where not seen
     *,
     size: int,
     focal_known: bool,
 ) -> Start | None:
     """Find poses of F frames and depths of n tracks, or None where the tracks do not allow it."""
-    both = np.isfinite(var[-1])
+    both = info[-1, :, 0] > 0
     if both.sum() < MIN_TRACKS:
         return None
     focals = [K[0, 0]] if focal_known else [factor * size for factor in FOCAL_FACTORS]
@@ -93,7 +93,7 @@ def start_map(
         for pose in two_view_pose(rays_a[both], rays_b[both], focal):
             rho = np.full(len(uv0), np.nan)
             rho[both] = _two_view_rho(rays_a[both], rays_b[both], pose)
-            start, cost = _bundle(scaled, rays_a, uv, var, pose, rho, size, focal_known)
+            start, cost = _bundle(scaled, rays_a, uv, info, pose, rho, size, focal_known)
             if start is not None and cost < best_cost:
                 best, best_cost = start, cost
     return best
@@ -103,14 +103,14 @@ def _bundle(
     K: Array,
     rays: Array,
     uv: Array,
-    var: Array,
+    info: Array,
     last: Array,
     rho: Array,
     size: int,
     focal_known: bool,
 ) -> tuple[Start | None, float]:
     """Refine one hypothesis over all frames; frames in between begin on the straight line to the last."""
-    F, n = var.shape
+    F, n = info.shape[:2]
     positive = np.isfinite(rho) & (rho > 1e-3)
     if positive.sum() < MIN_TRACKS // 2:
         return None, np.inf
@@ -124,28 +124,29 @@ def _bundle(
         poses[i, :, 3] = share * last[:, 3]
     poses[:, :, 3] *= middle
     rho /= middle
-    patch, frame = np.nonzero(np.isfinite(var).T)
-    obs = refine.Observations(patch, frame + 1, uv[frame, patch], var[frame, patch])
+    patch, frame = np.nonzero((info[..., 0] > 0).T)
+    obs = refine.Observations(patch, frame + 1, uv[frame, patch], info[frame, patch])
     cam = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
-    info = np.zeros(n)
+    rho_info = np.zeros(n)
     ready = rays.copy()
     typical = 0.85 * size
     result = refine.adjust(
         cam, ready, np.zeros(n, np.int64), poses, np.arange(1, F + 1), rho, rho.copy(), np.full(n, 0.01), obs,
         iterations=10, scales=(400.0, 60.0, 9.0),
         focal_info=np.inf if focal_known else FOCAL_PRIOR_INFO,
-        focal_offset=float(np.log(typical / K[0, 0])), rho_info=info,
+        focal_offset=float(np.log(typical / K[0, 0])), rho_info=rho_info,
     )  # fmt: skip
     q = ready @ poses[-1, :, :3].T + rho[:, None] * poses[-1, :, 3]
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = (((cam[:2] * q[:, :2] / q[:, 2:] + cam[2:]) - uv[-1]) ** 2).sum(-1) / var[-1]
-    inlier = np.isfinite(var[-1]) & (error < 16) & (rho > 2e-3) & (q[:, 2] > 0)
+        u, v = (cam[:2] * q[:, :2] / q[:, 2:] + cam[2:] - uv[-1]).T
+        error = u * u * info[-1, :, 0] + 2 * u * v * info[-1, :, 1] + v * v * info[-1, :, 2]
+    inlier = (info[-1, :, 0] > 0) & (error < 16) & (rho > 2e-3) & (q[:, 2] > 0)
     if inlier.sum() < MIN_TRACKS // 2 or not np.isfinite(poses).all():
         return None, np.inf
     scale = float(np.median(rho[inlier]))
-    rho, info = rho / scale, info * scale**2
+    rho, rho_info = rho / scale, rho_info * scale**2
     poses[:, :, 3] *= scale
-    quality = float(np.median(rho[inlier] * np.sqrt(np.maximum(info[inlier], 0))))
+    quality = float(np.median(rho[inlier] * np.sqrt(np.maximum(rho_info[inlier], 0))))
     focal_information = np.inf if focal_known else result.focal_information
-    start = Start(poses, rho, info, inlier, float(cam[0]), focal_information, quality)
+    start = Start(poses, rho, rho_info, inlier, float(cam[0]), focal_information, quality)
     return start, result.cost

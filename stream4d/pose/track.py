@@ -47,7 +47,7 @@ def fit_pose(
     local_map: LocalMap,
     rows: Array,  # (n,)
     uv: Array,  # (n, 2)
-    var: Array,  # (n,)
+    info: Array,  # (n, 3)
     start: Array,  # (3, 4)
     *,
     schedule: Array = COLD,
@@ -57,27 +57,27 @@ def fit_pose(
     directions, centres = local_map.world_rays(rows)
     return fit_rays(
         local_map.cam, directions, centres, local_map.rho[rows],
-        1.0 / np.maximum(local_map.rho_info[rows], 1e-12), uv, var, start, schedule, prior,
+        1.0 / np.maximum(local_map.rho_info[rows], 1e-12), uv, info, start, schedule, prior,
     )  # fmt: skip
 
 
 def fit_rays(
     cam: Array, directions: Array, centres: Array, rho: Array, rho_var: Array,
-    uv: Array, var: Array, start: Array, schedule: Array = COLD, prior: Array | None = None,
+    uv: Array, info: Array, start: Array, schedule: Array = COLD, prior: Array | None = None,
 ) -> Fit:  # fmt: skip
     """Refine a pose over patches given as rays in the world."""
     pose, errors = np.ascontiguousarray(start, np.float64).copy(), np.full(len(rho), 1e6)
     prior = np.eye(6) * 1e-9 if prior is None else prior
     information = _kernels.refine_pose(
         cam, directions, centres, rho, rho_var, np.ascontiguousarray(uv),
-        np.ascontiguousarray(var), pose, prior, schedule, errors,
+        np.ascontiguousarray(info), pose, prior, schedule, errors,
     )  # fmt: skip
     if not np.isfinite(pose).all():
         return Fit(start, np.zeros((6, 6)), np.full(len(rho), 1e6))
     return Fit(pose, information, errors)
 
 
-def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, var: Array) -> Fit | None:
+def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, info: Array) -> Fit | None:
     """Find a pose without a guess: P3P in RANSAC over patches of known depth, then refinement."""
     known = local_map.rho_info[rows] * local_map.rho[rows] ** 2 > 25.0  # depth within 20 %
     if known.sum() < 8:
@@ -91,15 +91,15 @@ def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, var: Arra
     if not ok:
         return None
     start = np.hstack([cv2.Rodrigues(rotation)[0], translation.reshape(3, 1)])
-    return fit_pose(local_map, rows, uv, var, start)
+    return fit_pose(local_map, rows, uv, info, start)
 
 
 def rotation_between(
-    cam: Array, rays: Array, uv: Array, var: Array, start: Array
+    cam: Array, rays: Array, uv: Array, info: Array, start: Array
 ) -> tuple[Array, Array]:
     """Fit a pure rotation (n rays at infinity); returns (3, 4) and the residual length per patch in pixels."""
     zero = np.zeros(len(rays))
-    fit = fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, var, start, COLD)
+    fit = fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, info, start, COLD)
     q = rays @ fit.pose[:, :3].T
     z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
     residual = cam[:2] * q[:, :2] / z[:, None] + cam[2:] - uv
