@@ -32,6 +32,9 @@ QUEUE = 8
 """Frames waiting for the recording file, or for the viewer in a replay."""
 FPS_SECONDS = 3.0
 """Time over which fps is averaged; frames come in bursts, one per window."""
+BATCHES = rr.ChunkBatcherConfig(flush_tick=10.0, flush_num_bytes=1 << 17)
+"""Of a recording, per entity: longer columns than for a live view. The file's writer keeps a list of all batches, and
+the batches themselves until they are full: 128 KiB keeps the sum flat (+1 kB per frame over 3000 frames)."""
 ANSWER_SECONDS = 10.0
 """How long a live view may take to accept a frame before it counts as hung."""
 REVISIONS = 64
@@ -112,7 +115,7 @@ class _RecordingFile:
         self._path = path
         # Keeps the suffix: the viewer opens a recording that a crash left behind.
         self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-        self._recording = _new_recording(name)
+        self._recording = _new_recording(name, BATCHES)
         self._recording.save(self._partial)
         self._log = SceneLog(self._recording, max_points=max_points, timing=timing)
         self._queue: WaitingQueue[_Arrival | PoseRevision] = WaitingQueue(QUEUE)
@@ -275,8 +278,8 @@ def _start_viewer(config: ViewConfig) -> ViewerProcess:
     return start_web(config.host, config.port)
 
 
-def _new_recording(name: str) -> rr.RecordingStream:
-    recording = rr.RecordingStream(APPLICATION)
+def _new_recording(name: str, batches: rr.ChunkBatcherConfig | None = None) -> rr.RecordingStream:
+    recording = rr.RecordingStream(APPLICATION, batcher_config=batches)
     recording.send_recording_name(name)
     # Wall clock and log order would only clutter the list of timelines.
     recording.set_log_time_enabled(False)

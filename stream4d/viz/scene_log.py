@@ -86,7 +86,7 @@ class SceneLog:
         if frame.segment != self._segment:
             self._start_segment(frame)
         self._indices.append(frame.index)
-        self._poses.append(frame.world_from_cam)
+        self._poses.append(frame.world_from_cam.copy())  # a view would keep its base alive
         self._send_path_block((len(self._poses) - 1) // PATH_BLOCK)
         self._log_camera(frame)
         self._log_points(frame)
