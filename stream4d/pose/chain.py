@@ -121,7 +121,23 @@ class PoseChain:
                 self._track(record, previous)
             else:
                 self._try_start(record)
+        self._densify(record, previous)
         self._records.append(record)
+
+    def _densify(self, record: Record, previous: Record | None) -> None:
+        """Carry depth and motion to this frame."""
+        local_map = self._map
+        assert local_map is not None
+        guess = dense.spread_patches(local_map, record.pose)
+        if previous is None or previous.segment != record.segment or not previous.rho.size:
+            state = dense.first(guess)
+        else:
+            before = dense.DenseState(previous.rho, previous.rho_info, previous.logit)
+            state = dense.step(
+                before, dense.Maps(record.flow_here, record.back_here, record.sigma_here, record.motion),
+                local_map.cam, track.relative_pose(record.pose, previous.pose), guess, has_scale=self._started,
+            )  # fmt: skip
+        record.rho, record.rho_info, record.logit = state.rho, state.info, state.logit
 
     def _new_map(self, frame: Frame) -> LocalMap:
         H, W = frame.rgb.shape[:2]
@@ -233,6 +249,9 @@ class PoseChain:
                 self._fit(r, r.pose, track.COLD)
         self._fill(record)
         self._velocity = np.eye(4)
+        held = [r for r in self._records if r.index >= first]
+        for before, r in zip([None, *held], held, strict=False):
+            self._densify(r, before)
 
     # -- tracking ------------------------------------------------------------------------------------------
 
@@ -449,13 +468,14 @@ class PoseChain:
                     local_map, rows, record.uv[rows], record.info[rows], pose, schedule=track.WARM
                 )
                 pose = fit.pose
-        H, W = self._shape
-        maps = dense.sparse_depth(local_map, record, pose, self._started)
+        state = dense.DenseState(record.rho, record.rho_info, record.logit)
+        guess = dense.spread_patches(local_map, pose)
+        maps = dense.depth_and_confidence(state, guess, record.rgb, has_scale=self._started)
         covariance = FLOATING if not record.is_tracked else 1e-4 * np.eye(6)
         return PosedFrame(
             index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
             K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose), pose_covariance=covariance,
-            depth=maps[0], confidence=maps[1], motion_prob=np.zeros((H, W), np.float32),
+            depth=maps[0], confidence=maps[1], motion_prob=dense.motion_prob(state),
             flow=following.flow_here if following is not None else None,
             flow_uncertainty=following.sigma_here if following is not None else None,
             is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
