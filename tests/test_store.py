@@ -344,6 +344,7 @@ def test_existing_store_needs_a_word(tmp_path: Path) -> None:
 def test_overwriting_waits_for_the_first_commit(tmp_path: Path) -> None:
     fill(tmp_path / "a.zarr", 5)
     with interrupted(tmp_path / "a.zarr", overwrite=True) as sink:
+        sink.commit()  # nothing to commit yet
         sink.write(posed(0))
     assert len(open_store(tmp_path / "a.zarr")) == 5
     assert os.listdir(tmp_path) == ["a.zarr"]

@@ -42,7 +42,7 @@ Pending = tuple[dict[str, Any], dict[str, Future[bytes | None]]]
 class StoreWriter:
     """A sink that keeps everything in a zarr store.
 
-    Nothing appears at ``path`` before the first commit, and an old store is only replaced then; so a run that
+    Nothing appears at ``path`` before the first commit with frames, and an old store is only replaced then; so a run that
     fails to start leaves everything as it was. Leaving the ``with`` block normally marks the store complete;
     an exception, Ctrl-C included, keeps what is committed for ``resume``.
 
@@ -192,7 +192,7 @@ class StoreWriter:
             StoreError: the disk is full or the folder has gone. What was committed stays safe.
         """
         try:
-            if self._pending or self._revisions or self._folder != self.path:
+            if self._pending or self._revisions:
                 self._commit()
             is_due = self._committed - self._snapshot_at >= self._settings.state_every
             if resume_state and is_due and not self._is_replaying:
