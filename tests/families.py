@@ -8,6 +8,7 @@ import numpy as np
 
 from stream4d.geometry.camera import project
 from stream4d.geometry.transforms import invert, transform_points
+from stream4d.models.mapanything_inputs import InputConfig
 from stream4d.packets import Frame, Prediction, VideoInfo, Window
 
 
@@ -113,3 +114,63 @@ def check_pinhole(prediction: Prediction, tolerance_px: float = 0.02) -> None:
         # Points are float32: far from the origin (untrained networks) their last digit shows.
         digit = 2e-7 * np.linalg.norm(points[t], axis=-1)[known] / in_cam[known][:, 2]
         assert (error < tolerance_px + 4 * K[t].max() * digit).all()
+
+
+_CROCO = {
+    "encoder_dim": 64,
+    "encoder_depth": 2,
+    "encoder_heads": 4,
+    "decoder_dim": 48,
+    "decoder_depth": 4,
+    "decoder_heads": 3,
+}
+_DPT = {"dpt_features": 16, "dpt_last": 8, "dpt_layers": (8, 16, 24, 32)}
+_VGGT = {
+    "dim": 40,
+    "depth": 5,
+    "heads": 2,
+    "patch_depth": 2,
+    "patch_grid": 5,
+    "camera_depth": 2,
+    "camera_heads": 4,
+    "dpt_layers": (8, 12, 16, 20),
+    "dpt_features": 16,
+    "taps": (0, 2, 3, 4),
+}
+TINY_OPTIONS: dict[str, dict[str, Any]] = {
+    "dust3r": {"resolution": 96, **_CROCO, **_DPT},
+    "monst3r": {"resolution": 96, "iterations": 10, **_CROCO, **_DPT},
+    "must3r": {"resolution": 96, **_CROCO},
+    "vggt": {"resolution": 98, **_VGGT},
+    "streamvggt": {"resolution": 98, "cache_frames": 3, **_VGGT},
+    "da3-small": {
+        "resolution": 98,
+        "dim": 48,
+        "depth": 8,
+        "heads": 3,
+        "patch_grid": 5,
+        "alternate_from": 2,
+        "taps": (3, 5, 6, 7),
+        "dpt_layers": (8, 12, 16, 20),
+        "dpt_features": 16,
+        "camera_encoder_depth": 2,
+        "camera_encoder_heads": 4,
+    },
+    "mapanything-apache": {
+        "size": (98, 70),
+        "dim": 48,
+        "encoder_depth": 2,
+        "encoder_heads": 3,
+        "patch_grid": 5,
+        "trunk_dim": 48,
+        "trunk_depth": 6,
+        "trunk_heads": 3,
+        "taps": (1, 3),
+        "dpt_layers": (8, 12, 16, 20),
+        "dpt_features": 16,
+        "pose_hidden": 36,
+        "scale_hidden": 20,
+        "inputs": InputConfig(dense=(16, 12, 20), flat=(8, 12, 16)),
+    },
+}
+"""Options that make each family small enough for a test."""

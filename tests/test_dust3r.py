@@ -12,6 +12,7 @@ from stream4d.geometry.camera import make_K
 from stream4d.models.dust3r import KEY_MAP, Dust3rConfig, Dust3rNet, fit_image
 from stream4d.models.pointmaps import estimate_focal
 from stream4d.models.registry import create_model
+from stream4d.models.weights import Checkpoint
 from stream4d.packets import Window
 
 TINY = {
@@ -143,6 +144,17 @@ def test_encodings_of_the_overlap_are_reused():
         session.step(Window(index=1, frames=frames[2:], overlap=1))
         assert len(seen["encoder"]) == 5
         assert len(session.encoded) == 3
+
+
+@pytest.mark.parametrize("where", ["constructor", "json"])
+def test_head_and_resolution_come_from_the_checkpoint(where):
+    text = "AsymmetricCroCo3DStereo(img_size=(224, 224), conf_mode=('exp', 1, inf), head_type='linear')"
+    args = {"model": text} if where == "constructor" else {"img_size": [224, 224]}
+    names = {"downstream_head1.proj.weight": torch.zeros(1)}
+    config = Dust3rConfig.infer(Checkpoint(source="x", tensors=names, args=args))
+    assert (config.head, config.resolution) == ("linear", 224)
+    config = Dust3rConfig.infer(Checkpoint(source="x", tensors={}, args=args), resolution=512)
+    assert (config.head, config.resolution) == ("dpt", 512)
 
 
 def test_given_intrinsics_are_kept():

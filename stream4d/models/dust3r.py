@@ -31,7 +31,7 @@ from stream4d.models.family import (
 from stream4d.models.heads import Dpt, LinearHead, exp_of_norm, resize_bilinear
 from stream4d.models.pointmaps import estimate_focal, pose_by_pnp, scale_between
 from stream4d.models.resize import Fit, fit_long_side, resampling
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import Checkpoint, KeyMap, parse_constructor
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
 
@@ -55,12 +55,20 @@ class Dust3rConfig:
 
     @classmethod
     def infer(cls, checkpoint: Checkpoint | None, **options: Any) -> Dust3rConfig:
-        """Tell the head of a checkpoint from its names; ``options`` set other fields."""
-        if checkpoint is not None and "head" not in options:
-            names = checkpoint.tensors
-            linear = any(name.endswith("downstream_head1.proj.weight") for name in names)
-            options["head"] = "linear" if linear else "dpt"
-        return cls(**options)
+        """Tell the head from a checkpoint's names and the resolution from its arguments; ``options`` win."""
+        if checkpoint is None:
+            return cls(**options)
+        linear = any(n.endswith("downstream_head1.proj.weight") for n in checkpoint.tensors)
+        found: dict[str, Any] = {"head": "linear" if linear else "dpt"}
+        text = checkpoint.args.get("model", "")
+        arguments = checkpoint.args
+        if isinstance(text, str) and "(" in text:
+            # Old files name a patch embedding of training; only literal arguments are read.
+            _, arguments = parse_constructor(text)
+        size = arguments.get("img_size")
+        if isinstance(size, tuple | list) and size:
+            found["resolution"] = int(size[0])
+        return cls(**(found | options))
 
 
 class PairOutput(NamedTuple):

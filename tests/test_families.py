@@ -1,0 +1,125 @@
+"""Every family in the pipeline: frames in, a store out, memory bounded; and what `stream4d models` says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from families import TINY_OPTIONS, make_frames
+from PIL import Image
+
+from stream4d.cli import main
+from stream4d.config import ModelConfig, ReaderConfig, RunConfig, WindowConfig
+from stream4d.models.family import ForeignModel
+from stream4d.models.registry import MODELS, create_model, list_models, model_card
+from stream4d.pipeline import reconstruct
+from stream4d.store.reader import open_store
+
+FAMILIES = sorted(TINY_OPTIONS)
+
+
+def config(name: str, frames: int) -> RunConfig:
+    return RunConfig(
+        reader=ReaderConfig(resolution=128, max_frames=frames),
+        window=WindowConfig(size=4, overlap=2),
+        model=ModelConfig(name=name, weights="random", device="cpu", options=TINY_OPTIONS[name]),
+    )
+
+
+def check_run(name: str, source: Path, out: Path, frames: int) -> None:
+    """Run a source into a store and check what every store must hold."""
+    posed = list(reconstruct(source, config(name, frames), out=out))
+    assert [frame.index for frame in posed] == list(range(frames))
+    for frame in posed:
+        assert np.isfinite(frame.world_from_cam).all()
+        assert np.isfinite(frame.K).all()
+    store = open_store(out)
+    assert len(store) == frames
+    assert store.attrs["model_card"]["name"] == name
+
+
+def test_every_foreign_model_is_tested_here():
+    for name in MODELS:
+        module, _, attribute = MODELS[name].partition(":")
+        cls = getattr(__import__(module, fromlist=[attribute]), attribute)
+        if issubclass(cls, ForeignModel):
+            family = name.split("-")[0]
+            assert any(tested.split("-")[0] == family for tested in FAMILIES), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_made_up_frames_become_a_store(name, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for frame in make_frames(6, 128, 96):
+        Image.fromarray(frame.rgb).save(folder / f"{frame.index:06d}.png")
+    check_run(name, folder, tmp_path / "out.zarr", 6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_real_clip_becomes_a_store(name, shared_data, tmp_path):
+    clip = shared_data / "wild_clips" / "monst3r__lady-running.mp4"
+    check_run(name, clip, tmp_path / "out.zarr", 7)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_agrees_with_float32(name):
+    from families import run_windows
+
+    exact, rough = (
+        run_windows(
+            create_model(name, weights="random", precision=precision, **TINY_OPTIONS[name]),
+            96,
+            64,
+            count=2,
+            size=2,
+        )[0]
+        for precision in ("float32", "bfloat16")
+    )
+    # bfloat16 has 8 bits: 0.4 % a step, grown by the exp of the heads.
+    assert exact.depth.dtype == rough.depth.dtype == np.float32
+    both = np.isfinite(exact.confidence) & np.isfinite(rough.confidence) & (exact.confidence > 0)
+    ratio = rough.confidence[both] / exact.confidence[both]
+    assert abs(np.median(ratio) - 1) < 0.1
+
+
+def test_cards_are_complete():
+    for name in list_models():
+        card = model_card(name)
+        assert card.name == name
+        assert card.weights_licence
+        assert card.resolution
+        assert 0 <= card.overlap < card.window
+        if card.needs_weights and card.weights_licence != "none needed":
+            assert card.parameters_m > 0
+            assert card.paper
+
+
+def test_models_lists_all(capsys):
+    assert main(["models"]) == 0
+    out = capsys.readouterr().out
+    for name in list_models():
+        assert name in out
+    assert "CC BY-NC-SA 4.0" in out
+
+
+def test_models_describes_one(capsys):
+    assert main(["models", "monst3r"]) == 0
+    out = capsys.readouterr().out
+    assert "FORBIDDEN" in out
+    assert "graph = 'swinstride-3-noncyclic'" in out
+
+
+def test_models_as_data(capsys):
+    assert main(["models", "--json"]) == 0
+    cards = json.loads(capsys.readouterr().out)
+    assert [card["name"] for card in cards] == list_models()
+
+
+def test_unknown_model_is_one_line(capsys):
+    assert main(["models", "vggtt"]) == 1
+    err = capsys.readouterr().err
+    assert "Did you mean 'vggt'" in err
+    assert err.count("\n") == 1
