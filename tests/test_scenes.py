@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stream4d.errors import ConfigError
+from stream4d.errors import ConfigError, TrainingError
 from stream4d.train.casting import (
     BOX,
     CYLINDER,
@@ -352,3 +352,29 @@ def test_contact_sheet_has_one_row_a_clip(clips: ClipBatch) -> None:
 def test_too_short_a_clip_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 clip of 2 frames"):
         render_clips(0, 1, 1, SIZE)
+
+
+def test_fetched_pictures_are_chosen_and_shrunk(tmp_path: Path) -> None:
+    from stream4d.train.fetch_textures import _wallpapers, save
+
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 255, (90, 160, 3)).astype(np.uint8), (3200, 1800))
+    deep = tmp_path / "wallpapers/Hill/contents/images"
+    deep.mkdir(parents=True)
+    cv2.imwrite(str(deep / "320x180.png"), cv2.resize(noise, (320, 180)))
+    cv2.imwrite(str(deep / "3200x1800.png"), noise)
+    cv2.imwrite(str(deep.parent / "screenshot.png"), noise)
+    found = dict(_wallpapers(tmp_path))
+    assert list(found) == ["Hill"]
+    assert found["Hill"].shape == (1800, 3200, 3)
+    assert save(found["Hill"], tmp_path / "hill.jpg")
+    assert cv2.imread(str(tmp_path / "hill.jpg")).shape[0] == 1024
+    assert not save(np.full((600, 600, 3), 200, np.uint8), tmp_path / "plain.jpg")
+
+
+def test_fetching_without_apt_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stream4d.train.fetch_textures import fetch
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TrainingError, match="Debian and Ubuntu only"):
+        fetch(tmp_path / "textures")
