@@ -145,7 +145,7 @@ def bundle_step() -> Callable[[], object]:
     patch, frame = np.nonzero(host[:, None] != np.arange(F)[None])
     points = rays[patch] / rho[patch, None] - poses[host[patch], :, 3] + poses[frame, :, 3]
     uv = points[:, :2] / points[:, 2:] * cam[:2] + cam[2:] + rng.normal(0, 0.3, (len(patch), 2))
-    seen = Observations(patch, frame, uv, np.full(len(patch), 0.1))
+    seen = Observations(patch, frame, uv, np.tile([10.0, 0.0, 10.0], (len(patch), 1)))
 
     def step() -> object:
         return adjust(

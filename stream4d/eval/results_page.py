@@ -28,6 +28,7 @@ MORE = (
     ("depth.scale.silog", "SILog"),
     ("depth.scale_shift.abs_rel", "AbsRel, scale+shift"),
     ("depth.per_frame.abs_rel", "AbsRel per frame"),
+    ("depth_density", "depth known"),
     ("confidence.ece", "confidence error"),
     ("points.chamfer_m", "Chamfer m"),
     ("points.f_score", "F-score"),
@@ -54,7 +55,8 @@ NOTES = """\
 - **J, F**: intersection over union and boundary F of moving pixels (DAVIS). The `davis_*` ground truth marks only the
   salient object, so that other true movers count as errors. **static**: share of pixels not masked as moving.
 - **More**: ATE after SE(3) alignment charges the scale, which one camera cannot know. Depth errors after a median
-  scale, or least-squares scale and shift, per sequence, or a median scale per frame. Confidence error: mean gap between
+  scale, or least-squares scale and shift, per sequence, or a median scale per frame; **depth known** is the share
+  of true pixels that have a prediction, the others do not count. Confidence error: mean gap between
   stated confidence and the share of pixels within 10 %. Chamfer, F-score (1 % of the scene's diagonal) and normal
   consistency of points after one robust Sim(3). Tracks: TAP-Vid's average Jaccard of points chained through the flow,
   against true depth and poses.
