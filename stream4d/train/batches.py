@@ -23,7 +23,7 @@ from stream4d.train.recipe import Recipe, Stage
 from stream4d.train.scenes import render_clips
 
 PRESET_SHARES: tuple[tuple[InitialFlow, float], ...] = (
-    ("none", 0.08), ("ultrafast", 0.12), ("fast", 0.55), ("medium", 0.25),
+    ("none", 0.05), ("ultrafast", 0.1), ("fast", 0.25), ("medium", 0.6),
 )  # fmt: skip
 """How often each initial flow is given: the network must use a good one and survive without."""
 
@@ -37,7 +37,7 @@ class Batches:
         self.recipe = recipe
         self.rank = rank
         self.device = torch.device(device)
-        self._layers = LayeredClips(photos=load_photos(recipe.photos))
+        self._layers = LayeredClips(photos=load_photos(recipe.photos), options=recipe.layers)
         self._scenes = replace(recipe.scenes, photo_dir=recipe.scenes.photo_dir or recipe.photos)
         self._real = [_open_real(text) for text in recipe.real]
 

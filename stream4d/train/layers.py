@@ -55,6 +55,13 @@ class LayerOptions:
     still: float = 0.15
     """Share of clips whose background rests."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.shapes[0] <= self.shapes[1]:
+            raise TrainingError(f"shapes must be a range of counts, got {self.shapes}")
+        for name in ("background_px", "shape_px", "still"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise TrainingError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
 
 def load_photos(folder: str | Path | None, limit: int = 400) -> list[Array]:
     """Read the photos of a folder at no more than 1000 pixels on their long side.

@@ -12,6 +12,7 @@ from stream4d.config import merge
 from stream4d.errors import ConfigError, ModelError, TrainingError
 from stream4d.models.temporal_net import STRIDE, NetConfig
 from stream4d.train.criterion import LossWeights
+from stream4d.train.layers import LayerOptions
 from stream4d.train.options import SceneOptions
 
 
@@ -89,6 +90,7 @@ class Recipe:
     net: NetConfig = field(default_factory=NetConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     scenes: SceneOptions = field(default_factory=SceneOptions)
+    layers: LayerOptions = field(default_factory=LayerOptions)
 
     def __post_init__(self) -> None:
         _number("steps", self.steps, 1, 10**9, integer=True)
@@ -139,10 +141,10 @@ def recipe_from(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
     stages = values.pop("stages", None)
     if "real" in values:
         values["real"] = tuple(values["real"] or ())
-    if isinstance(values.get("scenes"), Mapping):
-        values["scenes"] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values["scenes"].items()
-        }
+    for name in ("scenes", "layers"):
+        group = values.get(name)
+        if isinstance(group, Mapping):
+            values[name] = {k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}
     try:
         if stages is not None:
             if not isinstance(stages, list) or not all(isinstance(s, Mapping) for s in stages):
