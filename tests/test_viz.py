@@ -189,6 +189,34 @@ def test_revised_cloud_moves_with_its_frames() -> None:
     assert set(moved.tolist()) == set(np.flatnonzero(mine).tolist())
 
 
+def test_cloud_widens_its_voxels_and_keeps_one_point_each() -> None:
+    cloud = StaticCloud(max_points=1000, voxel=0.1, min_hits=1)
+    points = np.random.default_rng(0).uniform(0, 1, (500, 3)).astype(np.float32)
+    cloud.add(points, np.zeros((500, 3), np.uint8), 0)
+    assert len(cloud) > 300
+    assert not cloud.widen(0.05)
+    assert cloud.widen(0.5)
+    assert len(cloud) == 8
+    assert not StaticCloud(max_points=10).widen(1.0)  # nothing was sent yet
+
+
+def test_voxels_follow_a_view_that_widens(tmp_path: Path) -> None:
+    """A run whose first depth is far too small still gets a cloud that can be seen."""
+    frames = posed_frames(30, SCENE)
+    shrunk = [
+        dataclasses.replace(f, depth=f.depth * (0.01 if f.index < 2 else 1.0)) for f in frames
+    ]
+    record(tmp_path / "run.rrd", shrunk)
+    sizes = [float(np.max(r)) for _, r in rows(tmp_path / "run.rrd", "/world/static/0000", "radii")]
+    truth = 0.6 * (voxel_for(frames[-1]) or 0)
+    assert truth / 3 < sizes[-1] < truth * 2
+
+
+def test_depth_without_confidence_is_drawn_as_unknown() -> None:
+    depth, confidence = np.array([[2.0, 3.0, -1.0]]), np.array([[0.9, 0.01, 0.9]])
+    assert np.isnan(colors.known_depth(depth, confidence)).tolist() == [[False, True, True]]
+
+
 def test_a_frame_without_depth_has_no_voxel_and_no_points(frames: list[PosedFrame]) -> None:
     blind = dataclasses.replace(frames[0], depth=np.full_like(frames[0].depth, np.nan))
     assert voxel_for(blind) is None

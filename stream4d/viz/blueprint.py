@@ -44,18 +44,21 @@ def default_eye(scale: float) -> rrb.EyeControls3D:
     )
 
 
-def fitted_eye(camera_positions: Array, points: Array) -> rrb.EyeControls3D:
+def fitted_eye(
+    camera_positions: Array, points: Array, *, at_least: float = 1e-6
+) -> rrb.EyeControls3D:
     """Look at a finished scene from behind and above, far enough to see path and most of the cloud.
 
     Args:
         camera_positions: (T, 3) path in the world.
         points: (N, 3) static cloud in the world, may be empty.
+        at_least: radius that is in view, for a camera that hardly moves.
     """
     shown = np.concatenate([camera_positions, points]) if len(points) else camera_positions
     low, high = np.percentile(shown, (10, 90), axis=0)
     low = np.minimum(low, camera_positions.min(axis=0))
     high = np.maximum(high, camera_positions.max(axis=0))
-    center, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, 1e-6)
+    center, radius = (low + high) / 2, max(float(np.linalg.norm(high - low)) / 2, at_least)
     return _eye(position=center + np.array([-0.55, -0.95, -1.6]) * radius, target=center)
 
 

@@ -153,6 +153,15 @@ class StaticCloud:
         room = len(self._points) - self._count
         return len(keys) <= room or int((self._slot_of.find(keys) < 0).sum()) <= room
 
+    def widen(self, voxel: float) -> bool:
+        """Make voxels at least this large; returns True if that rebuilt the cloud (see ``add``)."""
+        if self.voxel is not None and voxel <= self.voxel:
+            return False
+        self.voxel = voxel
+        rebuilt = self._count > 0
+        self._merge()
+        return rebuilt
+
     def revise(
         self, revision: PoseRevision, old_world_from_cam: Array
     ) -> Array:  # (N, 4, 4) poses before → (K,) positions in ``points``
@@ -221,6 +230,10 @@ class StaticCloud:
     def _coarsen(self) -> None:
         assert self.voxel is not None
         self.voxel *= GROWTH
+        self._merge()
+
+    def _merge(self) -> None:
+        """Keep one point per voxel, after voxels grew."""
         count = self._count
         # The most seen point of each larger voxel stays.
         by_hits = np.argsort(-self._hits[:count].astype(np.int64), kind="stable")

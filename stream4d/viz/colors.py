@@ -15,6 +15,8 @@ UNKNOWN = (48, 48, 52)
 """Colour of pixels without a value."""
 MOVING = (255, 64, 129)
 """Accent of everything that moves: mask overlay, dynamic points. Pink is rare in videos and in turbo."""
+UNSURE = 0.1
+"""Depth with less confidence is drawn as unknown: it holds with one chance in ten."""
 PATH = (0, 200, 255)
 """Camera path and frustum."""
 
@@ -24,6 +26,11 @@ def _apply(values: Array, table: int, known: Array) -> Array:  # (H, W) in [0, 1
     rgb: Array = cv2.cvtColor(cv2.applyColorMap(scaled, table), cv2.COLOR_BGR2RGB)
     rgb[~known] = UNKNOWN
     return rgb
+
+
+def known_depth(depth: Array, confidence: Array) -> Array:  # both (H, W)
+    """Return the depth with NaN where it is not known or too unsure to be shown."""
+    return np.where((depth > 0) & (confidence >= UNSURE), depth, np.nan).astype(depth.dtype)
 
 
 def depth_range(depth: Array) -> tuple[float, float] | None:

@@ -126,13 +126,17 @@ def _line(frame: PosedFrame, bounds: tuple[float, float] | None, longest: float)
         flow = np.full((*frame.depth.shape, 2), np.nan, np.float32)
     tiles = [
         _tile(frame.rgb),
-        _tile(colors.color_depth(frame.depth, bounds)),
+        _tile(colors.color_depth(_depth(frame), bounds)),
         _tile(colors.overlay_motion(frame.rgb, frame.motion_prob)),
         _tile(colors.color_flow(flow, longest)),
     ]
     seconds = frame.timestamp_ns / 1e9
     _write(tiles[0], f"#{frame.index}  {seconds:.2f} s", (6, 16))
     return np.hstack(list(_between(tiles, axis=1)))
+
+
+def _depth(frame: PosedFrame) -> Array:
+    return colors.known_depth(frame.depth, frame.confidence)
 
 
 def _tile(rgb: Array) -> Array:
@@ -158,7 +162,7 @@ def _gap(size: int) -> Array:
 
 
 def _shared_depth_bounds(frames: Sequence[PosedFrame]) -> tuple[float, float] | None:
-    ranges = [r for frame in frames if (r := colors.depth_range(frame.depth))]
+    ranges = [r for frame in frames if (r := colors.depth_range(_depth(frame)))]
     return (min(r[0] for r in ranges), max(r[1] for r in ranges)) if ranges else None
 
 

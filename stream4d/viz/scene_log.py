@@ -11,7 +11,7 @@ import rerun as rr
 from stream4d.packets import Array, PosedFrame, PoseRevision
 from stream4d.viz import blueprint as names
 from stream4d.viz import colors
-from stream4d.viz.cloud import MOVING_FROM, StaticCloud, frame_points, voxel_for
+from stream4d.viz.cloud import MOVING_FROM, FramePoints, StaticCloud, frame_points, voxel_for
 
 PATH_BLOCK = 128
 """Camera positions per line strip: the last strip is sent again with every frame, earlier ones never."""
@@ -21,6 +21,8 @@ CLOUD_STEP = 256
 """The growing batch is sent again when it has this many new points …"""
 CLOUD_EVERY = 10
 """… or this many frames have passed."""
+FRUSTUM = 0.2
+"""Depth of the drawn camera, of what it sees."""
 MAP_SIZE = 256
 """Long side of depth, flow and confidence pictures in the viewer."""
 
@@ -71,10 +73,12 @@ class SceneLog:
     def _begin_empty(self) -> None:
         self._indices: list[int] = []
         self._poses: list[Array] = []
-        self._scale: float | None = None
+        self._scale = _Follow()
+        self._voxel = _Follow()
+        self._shown_scale = 0.0
         self._K: Array | None = None
-        self._depth_log_bounds: Array | None = None
-        self._flow_longest: float | None = None
+        self._near, self._far = _Follow(), _Follow()
+        self._flow_longest = _Follow()
         self._cloud = StaticCloud(max_points=self._max_points)
         self._cloud_sent = 0
         self._cloud_sent_at = 0
@@ -87,6 +91,8 @@ class SceneLog:
             self._start_segment(frame)
         self._indices.append(frame.index)
         self._poses.append(frame.world_from_cam.copy())  # a view would keep its base alive
+        if bounds := colors.depth_range(colors.known_depth(frame.depth, frame.confidence)):
+            self._scale.update(float(np.sqrt(bounds[0] * bounds[1])))
         self._send_path_block((len(self._poses) - 1) // PATH_BLOCK)
         self._log_camera(frame)
         self._log_points(frame)
@@ -124,7 +130,8 @@ class SceneLog:
         if not self._fit_at_end:
             return
         positions = np.stack([pose[:3, 3] for pose in self._poses])
-        eye = names.fitted_eye(positions, self._cloud.points)
+        scale = self._scale.value or 1.0
+        eye = names.fitted_eye(positions, self._cloud.points, at_least=2 * FRUSTUM * scale)
         self._rec.send_blueprint(names.layout(eye, self._plots))
 
     def _send_first_layout(self, frame: PosedFrame) -> None:
@@ -144,19 +151,19 @@ class SceneLog:
         self._send_first_layout(frame)
 
     def _log_camera(self, frame: PosedFrame) -> None:
-        if self._scale is None and (bounds := colors.depth_range(frame.depth)):
-            self._scale = float(np.sqrt(bounds[0] * bounds[1]))
+        scale = self._scale.value or 1.0
         pose = frame.world_from_cam
         self._rec.log(names.CAMERA, rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
-        if self._K is None or not np.allclose(self._K, frame.K, rtol=1e-4):
-            self._K = frame.K
+        rescaled = not 0.6 < self._shown_scale / scale < 1.6
+        if rescaled or self._K is None or not np.allclose(self._K, frame.K, rtol=1e-4):
+            self._K, self._shown_scale = frame.K, scale
             self._rec.log(
                 names.IMAGE,
                 rr.Pinhole(
                     image_from_camera=frame.K,
                     resolution=frame.rgb.shape[1::-1],
                     camera_xyz=rr.ViewCoordinates.RDF,
-                    image_plane_distance=0.2 * (self._scale or 1.0),
+                    image_plane_distance=FRUSTUM * scale,
                     color=colors.PATH,
                 ),
             )
@@ -165,9 +172,7 @@ class SceneLog:
 
     def _log_points(self, frame: PosedFrame) -> None:
         points = frame_points(frame)
-        if self._cloud.voxel is None:
-            self._cloud.voxel = voxel_for(frame)
-        if self._cloud.add(points.static_in_world, points.static_rgb, frame.index):
+        if self._adapt_voxel(frame) | self._add(frame, points):
             self._cloud_sent = 0
             self._rec.log(names.STATIC, rr.Clear(recursive=True))
         due = frame.index - self._cloud_sent_at >= CLOUD_EVERY
@@ -180,6 +185,21 @@ class SceneLog:
             names.MOVING,
             rr.Points3D(points.moving_in_world, colors=tinted.astype(np.uint8), radii=self._radius),
         )
+
+    def _adapt_voxel(self, frame: PosedFrame) -> bool:
+        """Let voxels follow the view as it widens; True if blocks sent before are void."""
+        if voxel := voxel_for(frame):
+            self._voxel.update(voxel)
+        wanted, now = self._voxel.value, self._cloud.voxel
+        # Seldom, as everything must be sent again.
+        return (
+            wanted is not None and (now is None or wanted > 2 * now) and self._cloud.widen(wanted)
+        )
+
+    def _add(self, frame: PosedFrame, points: FramePoints) -> bool:
+        if self._cloud.voxel is None:
+            return False
+        return self._cloud.add(points.static_in_world, points.static_rgb, frame.index)
 
     @property
     def _radius(self) -> float:
@@ -206,27 +226,19 @@ class SceneLog:
         self._rec.log(f"{names.PATH}/{block:04d}", line)
 
     def _log_maps(self, frame: PosedFrame) -> None:
-        depth = _shrink(frame.depth)
-        bounds = self._steady_depth_bounds(depth)
-        self._rec.log(names.DEPTH, _jpeg(colors.color_depth(depth, bounds)))
-        self._rec.log(names.CONFIDENCE, _jpeg(colors.color_confidence(_shrink(frame.confidence))))
+        confidence = _shrink(frame.confidence)
+        depth = colors.known_depth(_shrink(frame.depth), confidence)
+        self._rec.log(names.DEPTH, _jpeg(colors.color_depth(depth, self._steady_bounds(depth))))
+        self._rec.log(names.CONFIDENCE, _jpeg(colors.color_confidence(confidence)))
         if frame.flow is not None:
             flow = _shrink(frame.flow)
-            longest = colors.flow_range(flow)
-            before = self._flow_longest or longest
-            self._flow_longest = 0.9 * before + 0.1 * longest
-            self._rec.log(names.FLOW, _jpeg(colors.color_flow(flow, self._flow_longest)))
+            longest = self._flow_longest.update(colors.flow_range(flow))
+            self._rec.log(names.FLOW, _jpeg(colors.color_flow(flow, longest)))
 
-    def _steady_depth_bounds(self, depth: Array) -> tuple[float, float] | None:
+    def _steady_bounds(self, depth: Array) -> tuple[float, float] | None:
         """Follow the range of depth slowly, so that colours do not flicker."""
-        if bounds := colors.depth_range(depth):
-            new = np.log(bounds)
-            old = new if self._depth_log_bounds is None else self._depth_log_bounds
-            self._depth_log_bounds = 0.9 * old + 0.1 * new
-        if self._depth_log_bounds is None:
-            return None
-        near, far = np.exp(self._depth_log_bounds)
-        return float(near), float(far)
+        bounds = colors.depth_range(depth)
+        return bounds and (self._near.update(bounds[0]), self._far.update(bounds[1]))
 
     def _log_plots(self, frame: PosedFrame, timing: Timing | None) -> None:
         known = frame.depth[np.isfinite(frame.depth)]
@@ -242,6 +254,18 @@ class SceneLog:
             if value is not None:
                 self._plots.add(name)
                 self._rec.log(f"{names.PLOTS}/{name}", rr.Scalars(value))
+
+
+class _Follow:
+    """A positive number that follows its updates slowly, in proportion."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+
+    def update(self, value: float) -> float:
+        """Move a tenth of the way, and return where that is."""
+        self.value = value if self.value is None else self.value**0.9 * value**0.1
+        return self.value
 
 
 def _shrink(array: Array) -> Array:
