@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stream4d.errors import EvaluationError
-from stream4d.eval.peers import PEERS
+from stream4d.eval.peers import BENCHMARK_ATE, BENCHMARKS, PEERS
+from stream4d.eval.protocols import PROTOCOLS
 from stream4d.eval.report import COLUMNS
 from stream4d.eval.results import find_clips, machine, shipped_models
 from stream4d.eval.results_page import is_worse, ours_beside, results_page
@@ -44,6 +45,8 @@ def test_peers_compare_figures_that_exist_and_name_their_source() -> None:
         assert peer.figure in keys & set(ROW_FIELDS)
         assert len(peer.source) > 10
         assert peer.machine
+    assert set(BENCHMARKS) <= set(PROTOCOLS)
+    assert all(len(values) == len(BENCHMARKS) for _, values, _ in BENCHMARK_ATE)
 
 
 def test_published_figures_stand_beside_runs_of_their_kind() -> None:

@@ -87,3 +87,19 @@ PEERS: tuple[Peer, ...] = (
     _speed("CUT3R", 16.58),
 )  # fmt: skip
 """Every published figure that the results page shows."""
+
+BENCHMARKS = ("sintel", "tum-dynamics", "scannet", "kitti-odometry")
+"""Protocols of ``BENCHMARK_ATE``, in order."""
+_LASER = "LASER (2025), Tables 2 and 3"
+BENCHMARK_ATE: tuple[tuple[str, tuple[float | None, ...], str], ...] = (
+    (
+        "MonST3R with global alignment",
+        (0.111, 0.098, 0.077, None),
+        _CUT3R.replace("Table 2", "Table 3"),
+    ),
+    ("CUT3R", (0.213, 0.046, 0.099, None), _CUT3R.replace("Table 2", "Table 3")),
+    ("TTT3R", (0.201, 0.028, 0.064, None), _LASER),
+    ("LASER (π³)", (0.061, 0.016, 0.031, 24.17), _LASER),
+    ("VGGT-Long", (None, None, None, 27.64), _LASER),
+)
+"""System, mean ATE (m, Sim(3)) per benchmark, source: what to compare with once the data are at hand."""

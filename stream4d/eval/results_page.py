@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from stream4d.eval.peers import PEERS, Peer
+from stream4d.eval.peers import BENCHMARK_ATE, BENCHMARKS, PEERS, Peer
 from stream4d.eval.report import COLUMNS, cells, failed, markdown_table
 from stream4d.eval.runner import mean_row
 
@@ -79,6 +79,7 @@ def results_page(
         *([repeat] if repeat else []),
         *(_model_section(run) for run in runs),
         _peer_section(runs),
+        _benchmark_section(),
         _worse_section(runs),
         NOTES.rstrip(),
     ]
@@ -173,6 +174,21 @@ def _peer_section(runs: Sequence[dict[str, Any]]) -> str:
             markdown_table(heading, lines),
             "Sources:",
             sources,
+        ]
+    )
+
+
+def _benchmark_section() -> str:
+    lines = [
+        [system, *("–" if value is None else f"{value:.3g}" for value in values), source]
+        for system, values, source in BENCHMARK_ATE
+    ]
+    return "\n\n".join(
+        [
+            "## Benchmarks that were not run here",
+            "Their data are not among the clips. `stream4d eval --dataset NAME --root DIR` measures them by the "
+            "published protocols; these are mean ATE (m) of others to compare with.",
+            markdown_table(["system", *BENCHMARKS, "source"], lines),
         ]
     )
 
