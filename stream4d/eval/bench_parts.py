@@ -158,7 +158,7 @@ def bundle_step() -> Callable[[], object]:
 
 def overlap_alignment() -> Callable[[], object]:
     """Return a call that aligns one 512 × 288 overlap (147,456 points, 10 % of them moving) in Sim(3)."""
-    from stream4d.geometry.align import robust_sim3
+    from stream4d.geometry.align import align_points
 
     rng = np.random.default_rng(0)
     rays = pixel_rays(centred_K(470.0, 512, 288), 288, 512).reshape(-1, 3)
@@ -169,7 +169,7 @@ def overlap_alignment() -> Callable[[], object]:
     movers = rng.random(len(rays)) < 0.1
     source[movers] += 0.5
     weights = rng.uniform(0.2, 1, len(rays))
-    return lambda: robust_sim3(source, target, weights)
+    return lambda: align_points(source, target, weights)
 
 
 def dis_pair() -> Callable[[], object]:
