@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from stream4d.config import StoreConfig
 from stream4d.errors import StoreError
 from stream4d.packets import Array, PosedFrame, PoseRevision, State, VideoInfo
-from stream4d.store import schema
-from stream4d.store.encode import Compressor, depth_scale_for, encode_map
-from stream4d.store.files import MapFile, RowFile, replace_file
+from stream4d.store.arrays import ArraySet, row_values
+from stream4d.store.encode import depth_scale_for
+from stream4d.store.files import replace_file
 from stream4d.store.integrity import check_intact
 from stream4d.store.metadata import (
     check_resumable,
@@ -29,8 +27,14 @@ from stream4d.store.metadata import (
     store_attributes,
 )
 from stream4d.store.resume import ResumePoint, load_snapshot, remove_snapshot, save_snapshot
-
-logger = logging.getLogger(__name__)
+from stream4d.store.target import (
+    fresh_folder,
+    has_store_to_resume,
+    lock,
+    move_into_place,
+    remove_lock,
+    write_failure,
+)
 
 _COMPRESSORS = 2
 """Threads that compress while the pipeline works on the next window."""
@@ -42,9 +46,9 @@ Pending = tuple[dict[str, Any], dict[str, Future[bytes | None]]]
 class StoreWriter:
     """A sink that keeps everything in a zarr store.
 
-    Nothing appears at ``path`` before the first commit with frames, and an old store is only replaced then; so a run that
-    fails to start leaves everything as it was. Leaving the ``with`` block normally marks the store complete;
-    an exception, Ctrl-C included, keeps what is committed for ``resume``.
+    Nothing appears at ``path`` before the first commit with frames, and an old store is only replaced then;
+    so a run that fails to start leaves everything as it was. Leaving the ``with`` block normally marks the
+    store complete; an exception, Ctrl-C included, keeps what is committed for ``resume``.
 
     Args:
         path: local folder to write, usually ending in ``.zarr``.
@@ -81,11 +85,10 @@ class StoreWriter:
         """Where the pipeline begins again, after entering with ``resume``; None: at the first frame."""
         self._info = info
         self._settings = store_config or StoreConfig()
-        self._specs = list(schema.arrays_for(self._settings.maps))
+        self._arrays = ArraySet(self._settings, info.height, info.width)
         self._attributes = store_attributes(info, config, card)
-        self._compress = Compressor(self._settings.compression)
         self._folder = self.path
-        self._is_new = not _has_store_to_resume(self.path, overwrite=overwrite, resume=resume)
+        self._is_new = not has_store_to_resume(self.path, overwrite=overwrite, resume=resume)
         if not self._is_new:
             check_resumable(self.path, self._attributes)
         self._committed = 0
@@ -95,6 +98,7 @@ class StoreWriter:
         self._revisions_to_skip = 0
         self._pending: list[Pending] = []
         self._revisions: list[PoseRevision] = []
+        self._lock: BinaryIO | None = None
         self._is_broken = False
         self._stays_unfinished = False
 
@@ -110,12 +114,17 @@ class StoreWriter:
     def __enter__(self) -> Self:
         try:
             if self._is_new:
-                self._folder = _fresh_folder(self.path)
-            else:
+                self._folder = fresh_folder(self.path)
+            self._lock = lock(self._folder)
+            if not self._is_new:
                 self._pick_up()
             self._open_files()
         except (OSError, ValueError) as error:
-            raise StoreError(_write_failure(self.path, error, self._committed)) from None
+            self._release()
+            raise StoreError(write_failure(self.path, error, self._committed)) from None
+        except StoreError:
+            self._release()
+            raise
         self._pool = ThreadPoolExecutor(_COMPRESSORS, thread_name_prefix="stream4d-store")
         return self
 
@@ -130,7 +139,13 @@ class StoreWriter:
                 self._end()
         finally:
             self._pool.shutdown(cancel_futures=True)
-            self._close_files()
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of all files; a store that never got its name goes too."""
+        self._arrays.close()
+        if self._lock is not None:
+            self._lock.close()
             if self._folder != self.path:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -152,12 +167,15 @@ class StoreWriter:
                 f"frame {frame.index} is {frame.rgb.shape[1]}×{frame.rgb.shape[0]}, the store holds "
                 f"{self._info.width}×{self._info.height}"
             )
-        if frame.semantics is not None and "semantics" not in self._maps:
-            self._add_semantics()
+        if frame.semantics is not None:
+            self._arrays.add_semantics(self._committed, len(self._pending))
         self._next += 1
         scale = depth_scale_for(frame.depth, self._settings.depth_dtype)
-        maps = {name: self._pool.submit(self._encoded, name, frame, scale) for name in self._maps}
-        self._pending.append((_rows(frame, scale), maps))
+        maps = {
+            name: self._pool.submit(self._arrays.encode, name, frame, scale)
+            for name in self._arrays.maps
+        }
+        self._pending.append((row_values(frame, scale), maps))
         self._attributes["scale"] = (
             "metric"
             if frame.is_metric and (frame.index == 0 or self._attributes["scale"] == "metric")
@@ -201,7 +219,7 @@ class StoreWriter:
                 self._snapshot_at = self._committed
         except (OSError, ValueError) as error:
             self._is_broken = True
-            raise StoreError(_write_failure(self.path, error, self._committed)) from None
+            raise StoreError(write_failure(self.path, error, self._committed)) from None
 
     @property
     def _is_replaying(self) -> bool:
@@ -211,14 +229,8 @@ class StoreWriter:
     def _commit(self) -> None:
         """Append, then publish by replacing the root document: only then do readers see anything new."""
         for rows, maps in self._pending:
-            for name, row in rows.items():
-                self._rows[name].append(row)
-            for name, future in maps.items():
-                self._maps[name].append(future.result())
-        for rows_file in self._rows.values():
-            rows_file.flush()
-        for map_file in self._maps.values():
-            map_file.flush()
+            self._arrays.append(rows, {name: future.result() for name, future in maps.items()})
+        self._arrays.flush()
         count = self._committed + len(self._pending)
         self._pending.clear()
         changes = self._merged_revisions()
@@ -236,21 +248,23 @@ class StoreWriter:
         self._revisions.clear()
 
     def _write_root(self) -> None:
-        root = root_document(self._attributes, self._array_documents(self._attributes["committed"]))
+        root = root_document(
+            self._attributes, self._arrays.documents(self._attributes["committed"])
+        )
         replace_file(self._folder / "zarr.json", json.dumps(root).encode())
         if self._folder != self.path:
-            self._close_files()
-            _move_into_place(self._folder, self.path)
+            self._arrays.close()
+            move_into_place(self._folder, self.path)
             self._folder = self.path
-            self._open_files_at(self._attributes["committed"])
+            self._arrays.open(self._folder, self._attributes["committed"])
 
     def _merged_revisions(self) -> dict[str, Array] | None:
         """Return final poses and scales of all frames that the waiting revisions name."""
         if not any(len(revision.indices) for revision in self._revisions):
             return None
         indices = np.unique(np.concatenate([r.indices for r in self._revisions])).astype(np.int64)
-        poses = self._rows["world_from_cam"].get(indices)
-        scales = self._rows["depth_scale"].get(indices)
+        poses = self._arrays.rows["world_from_cam"].get(indices)
+        scales = self._arrays.rows["depth_scale"].get(indices)
         for revision in self._revisions:
             at = np.searchsorted(indices, revision.indices)
             poses[at] = revision.world_from_cam
@@ -262,7 +276,7 @@ class StoreWriter:
         if changes is None:
             return
         for name in ("world_from_cam", "depth_scale"):
-            self._rows[name].put(changes["index"], changes[name])
+            self._arrays.rows[name].put(changes["index"], changes[name])
         del self._attributes["pending_revision"]
         self._write_root()
 
@@ -273,14 +287,15 @@ class StoreWriter:
                 return
             if self._pending or self._revisions or self._folder != self.path:
                 self._commit()
-            for name, document in self._array_documents(self._committed).items():
+            for name, document in self._arrays.documents(self._committed).items():
                 replace_file(self.path / name / "zarr.json", json.dumps(document).encode())
             if not self._stays_unfinished:
                 self._attributes["complete"] = True
                 self._write_root()
                 remove_snapshot(self.path)
+                remove_lock(self.path)
         except (OSError, ValueError) as error:
-            raise StoreError(_write_failure(self.path, error, self._committed)) from None
+            raise StoreError(write_failure(self.path, error, self._committed)) from None
 
     def _pick_up(self) -> None:
         """Load what an earlier run committed."""
@@ -291,8 +306,6 @@ class StoreWriter:
             if name in attributes:
                 self._attributes[name] = attributes[name]
         self._committed = self._next = int(attributes["committed"])
-        if (self.path / "semantics").is_dir():
-            self._specs.append(schema.BY_NAME["semantics"])
         self.resume_point, revisions = load_snapshot(self.path, self._committed)
         self._seen = self._snapshot_at = (
             self.resume_point.snapshot_frames if self.resume_point else 0
@@ -300,116 +313,6 @@ class StoreWriter:
         self._revisions_to_skip = int(attributes["revisions"]) - revisions
 
     def _open_files(self) -> None:
-        for spec in self._specs:
-            self._create_array(spec)
-        self._open_files_at(self._committed)
+        self._arrays.open(self._folder, self._committed)
         if pending := self._attributes.get("pending_revision"):
             self._apply({name: np.array(value) for name, value in pending.items()})
-
-    def _open_files_at(self, committed: int) -> None:
-        self._maps: dict[str, MapFile] = {}
-        self._rows: dict[str, RowFile] = {}
-        for spec in self._specs:
-            folder = self._folder / spec.name
-            if spec.is_map:
-                self._maps[spec.name] = MapFile(folder, 1 + len(spec.dims), committed)
-            else:
-                self._rows[spec.name] = RowFile(folder, spec, committed)
-
-    def _close_files(self) -> None:
-        for file in getattr(self, "_maps", {}).values():
-            file.close()
-
-    def _create_array(self, spec: schema.ArraySpec) -> None:
-        folder = self._folder / spec.name
-        folder.mkdir(exist_ok=True)
-        if not (folder / "zarr.json").exists():
-            document = self._array_document(spec, self._committed)
-            replace_file(folder / "zarr.json", json.dumps(document).encode())
-
-    def _add_semantics(self) -> None:
-        """Begin the optional array at the frame that first has it; earlier frames hold no label."""
-        spec = schema.BY_NAME["semantics"]
-        self._specs.append(spec)
-        self._create_array(spec)
-        file = MapFile(self._folder / spec.name, 1 + len(spec.dims), self._committed)
-        for _ in self._pending:
-            file.append(None)
-        self._maps[spec.name] = file
-
-    def _encoded(self, name: str, frame: PosedFrame, depth_scale: float) -> bytes | None:
-        value = encode_map(name, frame, self._dtype(schema.BY_NAME[name]), depth_scale)
-        return None if value is None else self._compress(value)
-
-    def _dtype(self, spec: schema.ArraySpec) -> str:
-        return self._settings.depth_dtype if spec.name == "depth" else spec.dtype
-
-    def _array_documents(self, frames: int) -> dict[str, Any]:
-        return {spec.name: self._array_document(spec, frames) for spec in self._specs}
-
-    def _array_document(self, spec: schema.ArraySpec, frames: int) -> dict[str, Any]:
-        return schema.array_metadata(
-            spec,
-            frames,
-            self._info.height,
-            self._info.width,
-            dtype=self._dtype(spec),
-            level=self._settings.compression,
-        )
-
-
-def _rows(frame: PosedFrame, depth_scale: float) -> dict[str, Any]:
-    return {
-        "index": frame.index,
-        "timestamp_ns": frame.timestamp_ns,
-        "K": frame.K,
-        "world_from_cam": frame.world_from_cam,
-        "pose_covariance": frame.pose_covariance,
-        "depth_scale": depth_scale,
-        "keyframe": frame.is_keyframe,
-        "is_tracked": frame.is_tracked,
-        "segment": frame.segment,
-    }
-
-
-def _has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
-    """Return whether there is a store to resume; raise where the target must not be touched."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        if not path.parent.is_dir():
-            raise StoreError(
-                f"the folder {path.parent} does not exist: create it, or choose another --out"
-            )
-        return False
-    read_attributes(read_root(path), path)  # refuses what is not a stream4d store
-    if not overwrite and not resume:
-        raise StoreError(
-            f"{path} exists: give --resume to go on with it, --overwrite to replace it, or another --out"
-        )
-    return resume
-
-
-def _fresh_folder(path: Path) -> Path:
-    """Make the hidden folder beside ``path`` that becomes the store at the first commit."""
-    folder = path.with_name(f".{path.name}.partial")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    return folder
-
-
-def _move_into_place(folder: Path, path: Path) -> None:
-    if not path.exists():
-        os.rename(folder, path)
-        return
-    old = path.with_name(f".{path.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    os.rename(path, old)
-    os.rename(folder, path)
-    shutil.rmtree(old)
-
-
-def _write_failure(path: Path, error: BaseException, committed: int) -> str:
-    reason = getattr(error, "strerror", None) or str(error)
-    kept = f"; {committed} frames are safe, --resume goes on from there" if committed else ""
-    return f"cannot write {path}: {reason}{kept}"
