@@ -21,6 +21,8 @@ CLOUD_STEP = 256
 """The growing batch is sent again when it has this many new points …"""
 CLOUD_EVERY = 10
 """… or this many frames have passed."""
+POINT = rr.Radius.ui_points(1.5)
+"""Of points and lines, on the screen: sizes in the world vanish from afar where scale is misjudged."""
 FRUSTUM = 0.2
 """Depth of the drawn camera, of what it sees."""
 MAP_SIZE = 256
@@ -183,7 +185,7 @@ class SceneLog:
         tinted = points.moving_rgb * 0.6 + np.array(colors.MOVING, np.float32) * 0.4
         self._rec.log(
             names.MOVING,
-            rr.Points3D(points.moving_in_world, colors=tinted.astype(np.uint8), radii=self._radius),
+            rr.Points3D(points.moving_in_world, colors=tinted.astype(np.uint8), radii=POINT),
         )
 
     def _adapt_voxel(self, frame: PosedFrame) -> bool:
@@ -201,10 +203,6 @@ class SceneLog:
             return False
         return self._cloud.add(points.static_in_world, points.static_rgb, frame.index)
 
-    @property
-    def _radius(self) -> float:
-        return 0.6 * (self._cloud.voxel or 0.01)
-
     def _send_new_points(self) -> None:
         first, last = self._cloud_sent // CLOUD_BLOCK, (len(self._cloud) - 1) // CLOUD_BLOCK
         self._cloud_sent = len(self._cloud)
@@ -214,7 +212,7 @@ class SceneLog:
     def _send_cloud_block(self, block: int) -> None:
         stop = min((block + 1) * CLOUD_BLOCK, self._cloud_sent)
         points, rgb = self._cloud.part(block * CLOUD_BLOCK, stop)
-        archetype = rr.Points3D(points, colors=rgb, radii=self._radius)
+        archetype = rr.Points3D(points, colors=rgb, radii=POINT)
         self._rec.log(f"{names.STATIC}/{block:04d}", archetype)
 
     def _send_path_block(self, block: int) -> None:
@@ -222,7 +220,7 @@ class SceneLog:
         first = max(block * PATH_BLOCK - 1, 0)
         poses = self._poses[first : (block + 1) * PATH_BLOCK]
         strip = np.stack([pose[:3, 3] for pose in poses]).astype(np.float32)
-        line = rr.LineStrips3D([strip], colors=[colors.PATH], radii=rr.Radius.ui_points(1.5))
+        line = rr.LineStrips3D([strip], colors=[colors.PATH], radii=POINT)
         self._rec.log(f"{names.PATH}/{block:04d}", line)
 
     def _log_maps(self, frame: PosedFrame) -> None:
