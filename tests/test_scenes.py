@@ -25,8 +25,9 @@ from stream4d.train.casting import (
 from stream4d.train.clip import ClipBatch, concatenate
 from stream4d.train.contact_sheet import contact_sheet
 from stream4d.train.effects import apply_effects, compress
-from stream4d.train.scenes import SceneOptions, render_clips
+from stream4d.train.scenes import SceneOptions, _gather_solids, _pixel_rays, render_clips
 from stream4d.train.textures import LEVELS, TILE, build_atlas, make_atlas, photo_tile, sample_atlas
+from stream4d.train.worlds import sample_world
 
 SIZE = (72, 96)
 CLEAN = SceneOptions(
@@ -198,7 +199,8 @@ def single_solid(kind: int, local_from_cam: np.ndarray, waves: np.ndarray | None
     room = np.linalg.inv(np.diag([50.0, 50.0, 50.0, 1.0]))
     maps = torch.from_numpy(np.stack([local_from_cam, room])[None, :, :3]).float()
     wave = torch.zeros(1, 4, 4) if waves is None else torch.from_numpy(waves[None]).float()
-    return Solids((kind, ROOM), maps, torch.ones(1, 2, dtype=torch.bool), wave)
+    everywhere = np.array([[[0, 10**6, 0, 10**6]] * 2], np.int32)
+    return Solids((kind, ROOM), maps, everywhere, wave)
 
 
 def cast_points(solids: Solids, x: float, y: float) -> tuple[float, int]:
@@ -236,6 +238,18 @@ def test_a_solid_behind_the_camera_is_not_seen() -> None:
             pytest.approx(50, rel=1e-4),
             1,
         )
+
+
+def test_bounds_change_nothing() -> None:
+    options = SceneOptions(tiles=8, atlases=1, outdoor_share=0.5)
+    world = sample_world(np.random.default_rng(4), 6, 2, SIZE, options)
+    solids = _gather_solids(world, SIZE, torch.device("cpu"))
+    assert (solids.bounds[..., 1] - solids.bounds[..., 0] < SIZE[0]).any()
+    x, y = _pixel_rays(torch.from_numpy(world.K).float(), 2, SIZE)
+    depth, slot = cast(solids, x, y)
+    bounded_depth, bounded_slot = cast(solids, x, y, bounded=True)
+    assert torch.equal(slot, bounded_slot)
+    torch.testing.assert_close(depth, bounded_depth)
 
 
 def test_terrain_is_met_on_its_surface() -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,7 +25,11 @@ MAX_SOLIDS = _ID_MASK
 """Largest number of solids beside the room: the id lies in the low bits of the depth's float32 pattern."""
 _MISS = 1e30
 _CHUNK_ELEMENTS = 1 << 17
-"""On a CPU, frames are cast in chunks that keep the working set in the cache."""
+"""On a CPU, points are cast in chunks that keep the working set in the cache."""
+_TERRAIN_STEPS, _TERRAIN_REFINEMENTS = 20, 3
+
+Bounds = npt.NDArray[np.int32]
+_CORNERS = np.array([[i, j, k, 1.0] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +40,49 @@ class Solids:
     """S kinds; the last one is ROOM, what the rays meet when they meet nothing else."""
     local_from_cam: Tensor
     """(N, S, 3, 4) float32: camera point → the primitive's unit frame."""
-    in_view: Tensor
-    """(N, S) bool on the CPU: False where the primitive is absent or surely outside the image."""
+    bounds: Bounds
+    """(N, S, 4) rows [0, 1) and columns [2, 3) of the image that the primitive cannot leave; empty where unseen."""
     waves: Tensor
     """(N, 4, 4) float32 height field of TERRAIN: rows of (kx, kz, phase, amplitude), see ``terrain_height``."""
 
     def at(self, frames: Tensor) -> Solids:  # (n,) int64
         """Return the solids of some frames."""
-        return Solids(
-            self.kinds, self.local_from_cam[frames], self.in_view[frames.cpu()], self.waves[frames]
-        )
+        rows = self.bounds[frames.cpu().numpy()]
+        return Solids(self.kinds, self.local_from_cam[frames], rows, self.waves[frames])
+
+    @property
+    def in_view(self) -> Tensor:
+        """(N, S) bool on the CPU: False where the primitive is absent or surely outside the image."""
+        first, last = self.bounds[..., 0::2], self.bounds[..., 1::2]
+        return torch.from_numpy((first < last).all(-1))
+
+
+def image_bounds(
+    cam_from_local: npt.NDArray[np.float64],  # (..., S, 4, 4)
+    K: npt.NDArray[np.float64],  # (..., 3, 3)
+    size: tuple[int, int],
+    active: npt.NDArray[np.bool_],  # (..., S)
+    kinds: tuple[int, ...],
+) -> Bounds:  # (..., S, 4)
+    """Return the rows and columns that each solid can cover: those of the projected corners of its box.
+
+    Everything, where a corner lies behind the camera or the solid has no bounds (terrain and room).
+    """
+    H, W = size
+    corner = np.einsum("...ij,kj->...ki", cam_from_local, _CORNERS)  # (..., S, 8, 4)
+    z = corner[..., 2]
+    seen = (
+        np.einsum("...ij,...skj->...ski", K, corner[..., :3])[..., :2]
+        / np.maximum(z, NEAR)[..., None]
+    )
+    low = np.clip(np.floor(seen.min(-2)), 0, [W, H])
+    high = np.clip(np.ceil(seen.max(-2)) + 1, 0, [W, H])
+    bounds = np.stack([low[..., 1], high[..., 1], low[..., 0], high[..., 0]], -1)
+    whole = (z < NEAR).any(-1) | (np.asarray(kinds) >= TERRAIN)
+    bounds[whole] = [0, H, 0, W]
+    behind = (z < NEAR).all(-1) & (np.asarray(kinds) < TERRAIN)
+    bounds[behind | ~active] = 0
+    return bounds.astype(np.int32)
 
 
 def _linear(row: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -125,9 +164,6 @@ def terrain_height(waves: Tensor, x: Tensor, z: Tensor) -> Tensor:
     return height
 
 
-_TERRAIN_STEPS, _TERRAIN_REFINEMENTS = 28, 3
-
-
 def _terrain(A: Tensor, o: Tensor, x: Tensor, y: Tensor, waves: Tensor) -> Tensor:
     """Walk along the rays by the distance that the steepest slope leaves free, then bisect by secants."""
     d = [_linear(A[:, axis], x, y) for axis in range(3)]
@@ -192,22 +228,57 @@ def _cast_chunk(solids: Solids, first: int, x: Tensor, y: Tensor) -> Tensor:
     return packed
 
 
+def _falling_rows(m: Tensor, x: Tensor, y: Tensor) -> tuple[int, int]:
+    """Return the rows of one image in which some ray goes down (towards +y of the solid's frame)."""
+    down = m[0, 1, 1] * y[0, :, 0] + (m[0, 1, 0] * x).max() + m[0, 1, 2]
+    rows = (down > 0).nonzero()
+    return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+
+
+def _cast_image(solids: Solids, frame: int, x: Tensor, y: Tensor) -> Tensor:
+    """Cast one image (1, H, W), each solid inside its bounds only."""
+    here, room = slice(frame, frame + 1), len(solids.kinds) - 1
+    m = solids.local_from_cam[here, room]
+    _, leave = _box_interval(m[..., :3], m[..., 3], x, y)
+    packed = _pack(leave.clamp_(min=NEAR), room)
+    for slot, (top, bottom, left, right) in enumerate(solids.bounds[frame, :room].tolist()):
+        if solids.kinds[slot] == TERRAIN and top < bottom:
+            top, bottom = _falling_rows(solids.local_from_cam[here, slot], x, y)
+        if top < bottom and left < right:
+            part = packed[:, top:bottom, left:right]
+            entry = _entry(solids, slot, here, x[:, :, left:right], y[:, top:bottom])
+            torch.minimum(part, _pack(entry, slot), out=part)
+    return packed
+
+
 def cast(
     solids: Solids,
     x: Tensor,  # (N, H or 1, W)
     y: Tensor,  # (N, H, W or 1)
+    *,
+    bounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return z-depth (N, H, W) float32 and slot (N, H, W) int64 of the first surface along each ray.
 
     The depth is truncated to 17 bits after the binary point of its mantissa (relative error below 8e-6).
+
+    Args:
+        solids: of N frames.
+        x: normalised image coordinate.
+        y: normalised image coordinate.
+        bounded: x and y are the raster that ``solids.bounds`` speaks of: on a CPU each solid is then tried
+            inside its bounds only (an accelerator prefers few large kernels).
     """
     N = len(x)
     H, W = max(x.shape[1], y.shape[1]), max(x.shape[2], y.shape[2])
-    step = N if x.is_cuda else max(1, _CHUNK_ELEMENTS // (H * W))
-    parts = [
-        _cast_chunk(solids, start, x[start : start + step], y[start : start + step])
-        for start in range(0, N, step)
-    ]
+    if bounded and not x.is_cuda:
+        parts = [_cast_image(solids, n, x[n : n + 1], y[n : n + 1]) for n in range(N)]
+    else:
+        step = N if x.is_cuda else max(1, _CHUNK_ELEMENTS // (H * W))
+        parts = [
+            _cast_chunk(solids, start, x[start : start + step], y[start : start + step])
+            for start in range(0, N, step)
+        ]
     packed = torch.cat(parts) if len(parts) > 1 else parts[0]
     slot = packed.bitwise_and(_ID_MASK).long()
-    return packed.bitwise_and(~_ID_MASK).view(torch.float32), slot
+    return packed.bitwise_and_(~_ID_MASK).view(torch.float32), slot

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stream4d.train.casting import ROOM, Solids, cast
+from stream4d.train.casting import Solids, cast, image_bounds
 from stream4d.train.clip import ClipBatch, concatenate
 from stream4d.train.effects import apply_effects
 from stream4d.train.labels import Motion, displacement, follow
@@ -33,30 +33,6 @@ _PIXELS_IN_CACHE = 1 << 16
 """On a CPU, frames are shaded a few at a time, so that the maps stay in the cache."""
 
 
-def _local_from_cam(world: World) -> np.ndarray:
-    return np.linalg.inv(world.world_from_local) @ world.world_from_cam[:, :, None]
-
-
-def _in_view(world: World, size: tuple[int, int]) -> np.ndarray:
-    """Return (B, T, P + 1): the bounding sphere of an active solid meets the view frustum."""
-    cam_from_world = np.linalg.inv(world.world_from_cam)
-    placed = cam_from_world[:, :, None] @ world.world_from_local
-    centre = placed[..., :3, 3]
-    kinds = np.array(KINDS)
-    radius = np.linalg.norm(placed[..., :3, :3], axis=(-2, -1))  # at least that of the box
-    f = world.K[:, 0, 0]
-    H, W = size
-    inside = centre[..., 2] > -radius
-    for axis, edge in ((0, W), (1, H)):
-        low = (-0.5 - world.K[:, axis, 2]) / f
-        high = (edge - 0.5 - world.K[:, axis, 2]) / f
-        for bound, sign in ((low, 1.0), (high, -1.0)):
-            slope = bound[:, None, None]
-            distance = sign * (centre[..., axis] - slope * centre[..., 2]) / np.hypot(1, slope)
-            inside &= distance > -radius
-    return np.asarray((inside & world.is_active[:, None]) | (kinds == ROOM))
-
-
 def _pixel_rays(
     K: Tensor, frames: int, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:  # K (B, 3, 3) -> (N, 1, W), (N, H, 1)
@@ -71,10 +47,12 @@ def _pixel_rays(
 
 def _gather_solids(world: World, size: tuple[int, int], device: torch.device) -> Solids:
     T = world.world_from_cam.shape[1]
-    local_from_cam = torch.from_numpy(_local_from_cam(world)[..., :3, :]).float()
+    local_from_cam = np.linalg.inv(world.world_from_local) @ world.world_from_cam[:, :, None]
+    cam_from_local = np.linalg.inv(world.world_from_cam)[:, :, None] @ world.world_from_local
+    bounds = image_bounds(cam_from_local, world.K[:, None], size, world.is_active[:, None], KINDS)
     waves = torch.from_numpy(world.waves).float().to(device).repeat_interleave(T, 0)
-    in_view = torch.from_numpy(_in_view(world, size)).flatten(0, 1)
-    return Solids(KINDS, local_from_cam.flatten(0, 1).to(device), in_view, waves)
+    maps = torch.from_numpy(local_from_cam[..., :3, :]).float().flatten(0, 1).to(device)
+    return Solids(KINDS, maps, bounds.reshape(-1, *bounds.shape[2:]), waves)
 
 
 _MAPS: dict[str, tuple[int, ...]] = {
@@ -104,7 +82,7 @@ def _render(world: World, atlas: Tensor, tiles: int, out: dict[str, Tensor]) -> 
     device = out["depth"].device
     solids = _gather_solids(world, (H, W), device)
     x, y = _pixel_rays(torch.from_numpy(world.K).float().to(device), T, (H, W))
-    depth, slot = cast(solids, x, y)
+    depth, slot = cast(solids, x, y, bounded=True)
     out["depth"].copy_(depth)
     maps = (depth.reciprocal(), slot)
     look = make_look(world, solids, device)
@@ -117,10 +95,13 @@ def _render(world: World, atlas: Tensor, tiles: int, out: dict[str, Tensor]) -> 
         rgb, sky = shade(look, surfaces, atlas, tiles)
         out["rgb"][some] = rgb.view(3, -1, H, W).transpose(0, 1)
         out["is_sky"][some] = sky.view(-1, H, W)
-        out["flow"][some], out["occluded"][some] = follow(motion, solids, surfaces, maps, 1)
-        out["flow_backward"][some], out["occluded_backward"][some] = follow(
-            motion, solids, surfaces, maps, -1
-        )
+        # a clip's last frame has no next one, its first none before
+        if step > 1 or some.stop % T:
+            out["flow"][some], out["occluded"][some] = follow(motion, solids, surfaces, maps, 1)
+        if step > 1 or start % T:
+            out["flow_backward"][some], out["occluded_backward"][some] = follow(
+                motion, solids, surfaces, maps, -1
+            )
         out["scene_flow"][some] = displacement(motion, surfaces)
         out["motion_mask"][some] = motion.is_moving.index_select(0, surfaces.row).view(-1, H, W)
 

@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stream4d.train.casting import CYLINDER, ELLIPSOID, TERRAIN, Solids, cast
+from stream4d.train.casting import CYLINDER, ELLIPSOID, TERRAIN, Solids, cast, image_bounds
 from stream4d.train.textures import TILE, sample_atlas
 from stream4d.train.worlds import FLOOR_FACE, MATERIAL, World
 
 _SHADOW_SIZE = 128
+_LIGHT_K = np.array([[2.0 * _SHADOW_SIZE, 0, _SHADOW_SIZE / 2 - 0.5], [0, 2.0 * _SHADOW_SIZE, _SHADOW_SIZE / 2 - 0.5],
+                     [0, 0, 1]])  # fmt: skip
+"""The light's camera sees ±1/4 in normalised coordinates: it stands four radii away."""
 _SHADOW_SHARPNESS = 70.0
 """Exponent of the exponential shadow map; exp(70) fits float32."""
 
@@ -90,23 +93,31 @@ class Look:
 
 
 def _light_rays(frames: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The light's camera sees ±1/4 in normalised coordinates: it stands four radii away."""
-    edge = (torch.arange(_SHADOW_SIZE, device=device) + 0.5) / _SHADOW_SIZE * 0.5 - 0.25
+    pixel = torch.arange(_SHADOW_SIZE, device=device, dtype=torch.float32)
+    edge = (pixel - float(_LIGHT_K[0, 2])) / float(_LIGHT_K[0, 0])
     return edge.expand(frames, 1, -1), edge[:, None].expand(frames, -1, 1)
 
 
 def _shadow_map(world: World, solids: Solids, device: torch.device) -> Tensor:
     """Cast from the light; return exp(sharpness · depth) with depth from 3 radii (0) to 5 radii (1)."""
-    B, T, S = world.world_from_local.shape[:3]
-    local_from_light = np.linalg.inv(world.world_from_local) @ world.world_from_light[:, None, None]
-    seen = np.broadcast_to((world.is_active & world.has_shadow[:, None])[:, None], (B, T, S))
+    T = world.world_from_local.shape[1]
+    light_from_world = np.linalg.inv(world.world_from_light)[:, None, None]
+    throws = world.is_active & world.has_shadow[:, None] & (np.array(solids.kinds) != TERRAIN)
+    bounds = image_bounds(
+        light_from_world @ world.world_from_local,
+        _LIGHT_K,
+        (_SHADOW_SIZE,) * 2,
+        throws[:, None],
+        solids.kinds,
+    )
+    local_from_light = np.linalg.inv(light_from_world @ world.world_from_local)[..., :3, :]
     lit = Solids(
         solids.kinds,
-        torch.from_numpy(local_from_light[..., :3, :]).float().flatten(0, 1).to(device),
-        torch.from_numpy(seen.reshape(B * T, S).copy()),
+        torch.from_numpy(local_from_light).float().flatten(0, 1).to(device),
+        bounds.reshape(-1, *bounds.shape[2:]),
         solids.waves,
     )
-    depth, slot = cast(lit, *_light_rays(B * T, device))
+    depth, slot = cast(lit, *_light_rays(len(lit.bounds), device), bounded=True)
     reach = torch.from_numpy(world.light_reach).float().to(device).repeat_interleave(T)
     unit = ((depth / reach[:, None, None] - 3) / 2).clamp_(0, 1)
     unit[slot == len(solids.kinds) - 1] = 1.0  # walls and floor of the room throw none
