@@ -128,6 +128,20 @@ def test_edges_and_doubt_make_no_points() -> None:
     assert 48 in u
 
 
+def test_a_road_keeps_its_points_into_the_distance(frames: list[PosedFrame]) -> None:
+    """On a plane seen at a grazing angle depth steps are large, and yet no edges."""
+    below = np.arange(72, dtype=np.float32)[:, None] - 30
+    depth = np.where(below > 0, 100.0 / np.maximum(below, 1), np.nan) + np.zeros(
+        (72, 96), np.float32
+    )
+    road = dataclasses.replace(frames[0], depth=depth, confidence=np.ones_like(depth))
+    points = frame_points(road, PointFilter(samples=96 * 72))
+    lifted = len(points.static_in_world) + len(points.moving_in_world)
+    assert lifted >= 96 * (
+        72 - 30 - 7
+    )  # the last rows before the horizon step by more than a fifth
+
+
 def test_cloud_shows_what_two_frames_saw_and_averages_it() -> None:
     cloud = StaticCloud(max_points=100, voxel=1.0)
     red, blue = np.array([[200, 0, 0]], np.uint8), np.array([[0, 0, 200]], np.uint8)

@@ -24,8 +24,10 @@ class PointFilter:
 
     min_confidence: float = 0.2
     """Below this the depth is not trusted (a probability: see ``PosedFrame.confidence``)."""
-    max_slope: float = 0.08
-    """Relative depth step to a neighbouring sample above which a pixel lies on an edge (a "flying" pixel)."""
+    max_slope: float = 0.2
+    """Relative depth step to a neighbouring sample above which the farther one lies on an edge."""
+    max_bend: float = 0.08
+    """Relative second difference of inverse depth likewise; it is zero on any plane, however steep."""
     max_depth_ratio: float = 8.0
     """Points beyond this many median depths are dropped: their position is mostly noise."""
     samples: int = 12_000
@@ -68,26 +70,25 @@ def _is_trusted(depth: Array, confidence: Array, keep: PointFilter) -> Array:  #
     known = np.isfinite(depth) & (depth > 0)
     if not known.any():
         return known
-    safe = np.where(known, depth, np.inf)
-    near_enough = safe <= keep.max_depth_ratio * np.median(depth[known])
-    with np.errstate(invalid="ignore"):
-        smooth = np.ones_like(known)
-        for axis in (0, 1):
-            ratio = np.abs(np.diff(np.log(safe), axis=axis)) <= np.log1p(keep.max_slope)
-            # A step between two samples condemns the farther one: that is where edges bleed.
-            farther_first = np.diff(safe, axis=axis) < 0
-            first, second = _pair(smooth, axis)
-            first &= ratio | ~farther_first
-            second &= ratio | farther_first
+    near_enough = depth <= keep.max_depth_ratio * np.median(depth[known])
+    smooth = _is_smooth(np.where(known, 1.0 / np.where(known, depth, 1.0), np.nan), keep)
     trusted: Array = known & near_enough & smooth & (confidence >= keep.min_confidence)
     return trusted
 
 
-def _pair(array: Array, axis: int) -> tuple[Array, Array]:
-    """Return views of all but the last and all but the first element along an axis."""
-    if axis == 0:
-        return array[:-1], array[1:]
-    return array[:, :-1], array[:, 1:]
+def _is_smooth(
+    inverse: Array, keep: PointFilter
+) -> Array:  # (h, w) inverse depth, NaN where unknown
+    """Condemn the farther side of depth edges: that is where they bleed ("flying" pixels)."""
+    smooth = np.ones(inverse.shape, bool)
+    with np.errstate(invalid="ignore"):  # comparisons with NaN are False: unknown condemns nobody
+        for view, w in ((smooth, inverse), (smooth.T, inverse.T)):
+            nearer_by = w[:-1] / w[1:]  # above 1: the first of the two is nearer
+            view[1:] &= ~(nearer_by > 1 + keep.max_slope)
+            view[:-1] &= ~(nearer_by < 1 / (1 + keep.max_slope))
+            bend = w[:-2] - 2 * w[1:-1] + w[2:]
+            view[1:-1] &= ~(bend > keep.max_bend * w[1:-1])
+    return smooth
 
 
 class StaticCloud:
