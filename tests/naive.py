@@ -24,3 +24,23 @@ def umeyama(
     R = U @ S @ Vt
     scale = (D * np.diag(S)).sum() / (w @ (A**2).sum(-1)) if with_scale else 1.0
     return transforms.similarity(scale, R, mean_t - scale * R @ mean_s)
+
+
+def residual_lengths(s: Array, t: Array, T: Array) -> Array:
+    """Twin of ``geometry._kernels.residual_lengths``."""
+    return np.linalg.norm(t - transforms.transform_points(T, s), axis=1)
+
+
+def weighted_sums(s: Array, t: Array, w: Array, T: Array, scale: float, frame: Array) -> Array:
+    """Twin of ``geometry._kernels.weighted_sums``."""
+    s, t = (s - frame[:3]) * frame[6], (t - frame[3:6]) * frame[7]
+    valid = np.isfinite(s.sum(-1) + t.sum(-1) + w) & (w > 0)
+    s, t, w = s[valid], t[valid], w[valid]
+    near, total = 0.0, w.sum()
+    if scale > 0:
+        sq = ((t - transforms.transform_points(T, s)) ** 2).sum(-1)
+        near = w[sq < scale**2].sum()
+        w = w * (scale**2 / (scale**2 + sq)) ** 2
+    cross = np.einsum("n,ni,nj->ij", w, t, s).ravel()
+    square = (w * (s**2).sum(-1)).sum()
+    return np.concatenate([[w.sum()], w @ s, w @ t, cross, [square, near, total]])

@@ -89,6 +89,8 @@ def step(
         cam, np.ascontiguousarray(here_from_before[:, :3]), np.ascontiguousarray(here_from_before[:, 3]),
         maps.flow, maps.flow_backward, sigma, before.rho, before.info, guess, settings, rho, info, evidence, source,
     )  # fmt: skip
+    if not has_scale:
+        rho, info = guess, 1 / (GUESS_SIGMA * guess) ** 2
     carried = cv2.remap(
         (before.logit - PRIOR_LOGIT).astype(np.float32),
         source[..., 0],
@@ -123,6 +125,10 @@ def depth_and_confidence(
     state: DenseState, guess: Array, rgb: Array, *, has_scale: bool
 ) -> tuple[Array, Array]:
     """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %."""
+    if not has_scale:
+        return np.ones(guess.shape, np.float32), np.full(
+            guess.shape, UNKNOWN_CONFIDENCE, np.float32
+        )
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     moving = 1 / (1 + np.exp(-state.logit))
     rho = state.rho * (1 - moving) + guess * moving
@@ -131,8 +137,6 @@ def depth_and_confidence(
     smooth, support = guided_mean(np.log(rho).astype(np.float32), weight.astype(np.float32), grey)
     sigma = 1 / np.sqrt(np.maximum(support, 1e-3)) + 0.02
     confidence = _erf(0.1 / (sigma * np.sqrt(2))) * (1 - 0.8 * moving)
-    if not has_scale:
-        confidence = np.full_like(confidence, UNKNOWN_CONFIDENCE)
     depth = np.exp(-smooth)
     return np.clip(depth, 1e-4, 1e5).astype(np.float32), np.clip(confidence, 0, 1).astype(
         np.float32

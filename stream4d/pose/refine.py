@@ -134,7 +134,7 @@ def adjust(
             if gain < 1e-4 * max(new_cost, 1e-9):
                 break
     _kernels.schur(H, b, E, C, gr, 0.0, S, s)
-    covariance = np.linalg.pinv(S, hermitian=True)
+    covariance = _inverse(S)
     if rho_info is not None:
         rho_info[:] = C
     return BundleResult(
@@ -160,3 +160,9 @@ def _apply(
     cam[:2] *= np.exp(focal)
     rays[:, :2] *= np.exp(-focal)
     return focal
+
+
+def _inverse(S: Array) -> Array:
+    """Invert a nearly singular positive matrix: what is not observable gets a large, finite variance."""
+    ridge = 1e-10 * float(np.trace(S)) / len(S) + 1e-12
+    return np.linalg.inv(S + ridge * np.eye(len(S)))
