@@ -25,6 +25,7 @@ MODELS = {
     "da3-nested": "stream4d.models.da3:Da3Model",
     "mapanything": "stream4d.models.mapanything:MapAnythingModel",
     "mapanything-apache": "stream4d.models.mapanything:MapAnythingModel",
+    "siu3r": "stream4d.models.siu3r:Siu3rModel",
 }
 """Name → "module:Class". The class has ``cards: dict[str, ModelCard]`` (one for each of its names, plain data)
 and ``create(name, *, weights, device, **options)``."""

@@ -1,0 +1,304 @@
+"""SIU3R: names and shapes, numbers of every part, Gaussians, panoptic labels, object numbers, adapter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from families import check_prediction, make_frames, run_windows, video_info
+from golden import Golden, Recorder, check_manifest, relative_error
+
+from stream4d.geometry.camera import make_K
+from stream4d.models.deformable import DeformableAttention, places_of
+from stream4d.models.dust3r import Dust3rConfig
+from stream4d.models.registry import create_model
+from stream4d.models.siu3r import KEY_MAP, Siu3rModel, fit_image
+from stream4d.models.siu3r_net import Siu3rConfig, Siu3rNet, harmonics_gain, unpack_gaussians
+from stream4d.models.siu3r_panoptic import (
+    NOTHING,
+    Kept,
+    ObjectNumbers,
+    Panoptic,
+    Segment,
+    keep_queries,
+    lift,
+    segment,
+)
+from stream4d.packets import Window
+
+TINY = {
+    "trunk": Dust3rConfig(
+        encoder_dim=48,
+        encoder_depth=4,
+        encoder_heads=3,
+        decoder_dim=32,
+        decoder_depth=4,
+        decoder_heads=2,
+        dpt_features=12,
+        dpt_last=6,
+        dpt_layers=(6, 8, 12, 16),
+    ),
+    "adapter_layers": (0, 1, 2, 3),
+    "adapter_width": 8,
+    "adapter_heads": 4,
+    "query_dim": 64,
+    "mask_dim": 32,
+    "query_heads": 4,
+    "pixel_hidden": 48,
+    "pixel_layers": 2,
+    "query_hidden": 80,
+    "query_layers": 4,
+    "queries": 9,
+    "classes": 5,
+    "sh_degree": 2,
+}
+
+
+def test_manifest():
+    check_manifest("siu3r", lambda: Siu3rNet(Siu3rConfig()), KEY_MAP)
+
+
+def test_sizes_are_told_from_a_checkpoint():
+    checkpoint = Golden("tiny", "siu3r").checkpoint()
+    config = Siu3rModel.configure("siu3r", checkpoint, {})
+    assert (config.classes, config.sh_degree) == (5, 2)
+
+
+def test_numbers_equal_the_official_code():
+    golden = Golden("tiny", "siu3r")
+    config = Siu3rConfig(score_threshold=0.35, **TINY)
+    net = golden.load(lambda: Siu3rNet(config), KEY_MAP)
+    model = Siu3rModel("siu3r", net, config, device="cpu", precision="float32")
+    golden.check(outputs(model, golden.inputs["images"][None], golden.inputs["K"][None]))
+
+
+def outputs(model, images, K):
+    """Run a pair and name everything as the golden file does."""
+    net = model.net
+    blocks = [f"backbone.dec_blocks{s}.{i}" for s in ("", "2") for i in range(4)]
+    backbone = [
+        "intrinsic_encoder",
+        "encoder.norm",
+        "encoder.blocks.3",
+        "decoder_embed",
+        "dec_norm",
+    ]
+    interactions = [f"adapter.interactions.{i}" for i in range(4)]
+    heads = ["downstream_head1", "downstream_head2", "gaussian_param_head1", "gaussian_param_head2"]
+    pixel = [f"mask2former.pixel_decoder.input_projections.{i}" for i in range(3)]
+    pixel += [f"mask2former.pixel_decoder.encoder.layers.{i}" for i in range(2)]
+    pixel += ["mask2former.pixel_decoder.mask_projection"]
+    decoder = ["mask2former.decoder.layernorm", "mask2former.decoder.mask_embedder"]
+    names = [*(f"backbone.{b}" for b in backbone), *blocks, *interactions, *heads, *pixel, *decoder]
+    with (
+        torch.inference_mode(),
+        Recorder(net, *names, "adapter", "adapter.spm.stem", "adapter.spm.conv4") as seen,
+    ):
+        out = net(images, K)
+        scene = model.understood(out, (96, 64))
+    got = {
+        "backbone.intrinsic_embed": torch.stack(seen["backbone.intrinsic_encoder"], dim=1),
+        "backbone.enc_block3": torch.cat(seen["backbone.encoder.blocks.3"]),
+        "backbone.enc_norm": torch.cat(seen["backbone.encoder.norm"]),
+        "pixel.mask_features": seen["mask2former.pixel_decoder.mask_projection"][0],
+        "queries.last_hidden": out.queries.queries,
+        "seg.class_queries_logits": out.queries.class_logits,
+        "seg.masks_queries_logits": out.queries.mask_logits,
+    }
+    for v in (0, 1):
+        mark, side = ("#1", "2") if v else ("", "")
+        got[f"backbone.dec_embed{mark}"] = seen["backbone.decoder_embed"][v]
+        got[f"backbone.dec_norm{mark}"] = seen["backbone.dec_norm"][v]
+        for i in range(4):
+            got[f"backbone.dec{v + 1}.block{i + 1}"] = seen[f"backbone.dec_blocks{side}.{i}"][0]
+            got[f"adapter.img{v + 1}.interaction{i}"] = seen[f"adapter.interactions.{i}"][v]
+            got[f"adapter.img{v + 1}.f{i + 1}"] = seen["adapter"][v][i]
+        for part in ("spm.stem", "spm.conv4"):
+            got[f"adapter.img{v + 1}.{part}"] = seen[f"adapter.{part}"][v]
+        got[f"downstream_head{v + 1}.raw"] = seen[f"downstream_head{v + 1}"][0]
+        raw = seen[f"gaussian_param_head{v + 1}"][0]
+        got[f"gaussian_param_head{v + 1}.raw_every3"] = raw[..., ::3, ::3]
+    for i, name in enumerate(pixel[:3]):
+        got[f"pixel.input_proj{i}"] = seen[name][0]
+    for i, name in enumerate(pixel[3:5]):
+        got[f"pixel.enc_layer{i}"] = seen[name][0]
+    for i, normed in enumerate(seen[decoder[0]][:5]):
+        got["queries.normed" + (f"#{i}" if i else "")] = normed.transpose(0, 1)
+    pixels = got["pixel.mask_features"][None]
+    masks = [torch.einsum("bqc,btchw->bqthw", e, pixels) for e in seen[decoder[1]]]
+    got["queries.masks_all"] = torch.stack(masks)
+    return got | labelled(scene)
+
+
+def labelled(scene):
+    """Name Gaussians and labels as the golden file does."""
+    gaussians, panoptic = scene.gaussians, scene.panoptic
+    scores = torch.tensor([s.score for s in panoptic.segments])
+    return {
+        "gs.means": gaussians.means.flatten(0, 2)[None],
+        "gs.opacities": gaussians.opacities.flatten()[None],
+        "gs.harmonics_every11": gaussians.harmonics.flatten(0, 2)[None, ::11],
+        "gs.covariances_every11": gaussians.covariances.flatten(0, 2)[None, ::11],
+        "gs.semantic_labels": torch.tensor(panoptic.labels() + 1).flatten()[None],
+        "gs.instance_labels": torch.tensor(panoptic.numbers).flatten()[None],
+        "gs.seg_query_class_logits_every7": scene.segment_logits.flatten(0, 2)[::7],
+        "seg.segmentation": torch.tensor(panoptic.numbers),
+        "seg.segments": torch.tensor(
+            [[s.number, s.label, int(s.was_fused)] for s in panoptic.segments]
+        ),
+        "seg.scores": scores,
+        "seg.query_scores": scores,
+    }
+
+
+def test_gaussians_equal_the_official_ones():
+    t = Golden("post", "siu3r_post").tensors
+    got = unpack_gaussians(t["ga.means"], t["ga.raw83"], 4)
+    assert relative_error(got.opacities, t["ga.opacities"]) < 1e-5
+    assert relative_error(got.scales, t["ga.scales"]) < 1e-5
+    assert relative_error(got.covariances, t["ga.covariances"]) < 1e-5
+    assert relative_error(got.harmonics, t["ga.harmonics"]) < 1e-5
+    assert relative_error(harmonics_gain(4), t["ga.sh_mask"]) < 1e-6
+    raw = t["ga.rotations_stored_unnormalised"]
+    assert relative_error(got.quats_xyzw, raw / raw.norm(dim=-1, keepdim=True)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "fused", "threshold"),
+    [("fuse01", (0, 1), 0.5), ("nofuse", (), 0.5), ("thr03", (2,), 0.3)],
+)
+@pytest.mark.parametrize("scene", [0, 1])
+def test_panoptic_labels_equal_the_official_ones(name, fused, threshold, scene):
+    golden = Golden("post", "siu3r_post")
+    t = golden.tensors
+    kept = keep_queries(
+        t["pan.class_logits"][scene], t["pan.mask_logits"][scene], (64, 96), threshold
+    )
+    got = segment(kept, fused)
+    assert np.array_equal(got.numbers, t[f"pan.{name}.seg{scene}"].numpy())
+    wanted = golden.info["info"][f"{name}.{scene}"]["segments"]
+    assert len(got.segments) == len(wanted)
+    for ours, theirs in zip(got.segments, wanted, strict=True):
+        assert (ours.number, ours.label) == (theirs["id"], theirs["label_id"])
+        assert ours.was_fused == theirs["was_fused"]
+        assert ours.score == pytest.approx(theirs["score"], abs=1e-5)
+    logits = lift(kept, got).permute(0, 3, 4, 1, 2)[..., ::5, ::5]
+    every5 = t[f"pan.{name}.query_class_logits{scene}_every5"]
+    assert relative_error(logits, every5) < 1e-5
+
+
+def test_no_query_means_no_label():
+    nothing = torch.zeros(3, 6)
+    nothing[:, -1] = 9
+    kept = keep_queries(nothing, torch.zeros(3, 2, 4, 4), (8, 8), 0.5)
+    got = segment(kept, ())
+    assert got.segments == []
+    assert (got.labels() == NOTHING).all()
+
+
+def test_fused_numbers_do_not_shift_later_objects():
+    masks = torch.zeros(3, 1, 1, 3)
+    masks[0, 0, 0, 0] = masks[1, 0, 0, 1] = masks[2, 0, 0, 2] = 1
+    kept = Kept(torch.ones(3), torch.tensor([0, 4, 0]), masks, torch.zeros(3, 6))
+    got = segment(kept, (0,))
+    assert got.numbers.tolist() == [[[1, 2, 1]]]
+    assert got.labels().tolist() == [[[0, 4, 0]]]
+
+
+def test_objects_keep_their_numbers():
+    first, second = np.zeros((2, 6, 6), np.int32)
+    first[:3], first[3:, :3] = 1, 2
+    second[:3], second[3:, :3], second[4:, 4:] = 2, 1, 3  # other order, and one more
+    chair = lambda n: Segment(n, 5, 0.9, False, n)  # noqa: E731
+    numbers = ObjectNumbers()
+    before = numbers.number(Panoptic(numbers=first[None], segments=[chair(1), chair(2)]), 0, None)
+    known = before[first]
+    after = numbers.number(
+        Panoptic(numbers=second[None], segments=[chair(n) for n in (1, 2, 3)]), 0, known
+    )
+    assert np.array_equal(after[second][known > 0], known[known > 0])
+    assert after[3] == 3
+    wall = Segment(1, 0, 0.9, True, 0)
+    assert numbers.number(Panoptic(numbers=first[None], segments=[wall]), 0, None)[1] == 4
+    assert numbers.number(Panoptic(numbers=first[None], segments=[wall]), 0, None)[1] == 4
+
+
+def test_deformable_attention_reads_where_it_is_told():
+    shapes = [(4, 6), (2, 3)]
+    layer = DeformableAttention(8, heads=2, levels=2, points=1)
+    with torch.no_grad():
+        for linear in (layer.sampling_offsets, layer.attention_weights):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        # One column to the right on level 0, and only level 0 counts.
+        layer.sampling_offsets.bias.view(2, 2, 1, 2)[:, 0, 0, 0] = 1.0
+        layer.attention_weights.bias.view(2, 2, 1)[:, 0] = 50.0
+    values = torch.randn(1, 30, 8)
+    got = layer(torch.zeros(1, 24, 8), places_of(shapes[:1]), values, shapes)
+    grid = values[:, :24].unflatten(1, shapes[0])
+    moved = torch.cat([grid[:, :, 1:], torch.zeros(1, 4, 1, 8)], dim=2)
+    wanted = layer.output_proj(layer.value_proj(moved))[:, :, :-1]
+    torch.testing.assert_close(got.unflatten(1, shapes[0])[:, :, :-1], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_resize_equals_the_official_table():
+    for W, H, resized, name, box, out in Golden("post", "siu3r_preprocess").info["table"]:
+        fit = fit_image(W, H)
+        assert (list(fit.resized), fit.filter.name, list(fit.size)) == (resized, name, out), (W, H)
+        assert [fit.left, fit.top] == [int(b) for b in box[:2]], (W, H)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Untrained models, one for each kind of semantics."""
+    return {
+        kind: create_model(
+            "siu3r", weights="random", resolution=64, semantics=kind, score_threshold=0.0, **TINY
+        )
+        for kind in ("classes", "instances", "panoptic")
+    }
+
+
+@pytest.mark.parametrize("kind", ["classes", "instances", "panoptic"])
+def test_prediction(models, kind):
+    for prediction in run_windows(models[kind], 110, 81):
+        check_prediction(prediction, 3, 110, 81)
+        labels = prediction.semantics
+        assert labels.shape == (3, 81, 110)
+        assert labels.dtype == np.int32
+        # The crop is square: nothing is known beside it.
+        assert (labels[:, :, 0] == -1).all()
+        assert labels.max() < {"classes": 5, "instances": 500, "panoptic": 5000}[kind]
+        assert labels.min() >= -1
+
+
+def test_encodings_are_reused_and_numbers_survive_a_resume(models):
+    model = models["instances"]
+    frames = make_frames(5, 80, 80, K=make_K(90, 90, 40, 40))
+    windows = [
+        Window(index=0, frames=frames[:3], overlap=0),
+        Window(index=1, frames=frames[2:], overlap=1),
+    ]
+    with (
+        model.session(video_info(80, 80)) as session,
+        Recorder(model.net, "backbone.encoder.norm") as seen,
+    ):
+        session.step(windows[0])
+        state = session.state()
+        second = session.step(windows[1])
+        assert len(seen["backbone.encoder.norm"]) == 5
+        assert len(session.encoded) == len(session.objects) == 3
+    with model.session(video_info(80, 80)) as session:
+        session.restore(state)
+        again = session.step(windows[1])
+    assert np.array_equal(second.semantics, again.semantics)
+    np.testing.assert_allclose(second.K, np.stack([make_K(90, 90, 40, 40)] * 3), rtol=1e-9)
+
+
+def test_a_pair_becomes_labelled_gaussians(models):
+    scene = models["classes"].understand(torch.rand(2, 3, 64, 96))
+    assert scene.gaussians.means.shape == (2, 64, 96, 3)
+    assert scene.gaussians.harmonics.shape == (2, 64, 96, 3, 9)
+    assert scene.panoptic.numbers.shape == (2, 64, 96)
+    assert scene.segment_logits.shape[:3] == (2, 64, 96)
+    assert torch.linalg.eigvalsh(scene.gaussians.covariances.double()).min() > 0
