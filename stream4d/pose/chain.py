@@ -27,6 +27,7 @@ from stream4d.pose import dense, keyframes, patches, refine, start, track
 from stream4d.pose.map import LocalMap
 from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
 from stream4d.pose.state import pack, unpack
+from stream4d.pose.windows import WindowPlacer
 
 MAX_HELD = 40
 """Frames held back while nothing has moved enough to start; then they leave with rotation only."""
@@ -60,12 +61,19 @@ class PoseChain:
         self._segment = 0
         self._lost = 0
         self._velocity = np.eye(4)
+        self._by_windows: bool | None = None
+        self._placer = WindowPlacer()
         self._revisions: list[PoseRevision] = []
 
     # -- the interface -------------------------------------------------------------------------------------
 
     def extend(self, window: Window, prediction: Prediction) -> Iterator[PosedFrame]:
         """Place the window's new frames; yields the frames that are ready to leave."""
+        if self._by_windows is None:
+            self._by_windows = _has_geometry_only(prediction)
+        if self._by_windows:
+            yield from self._placer.place(window, prediction, keep=len(window.frames) - 1)
+            return
         for k in range(window.overlap, len(window.frames)):
             self._step(window.frames[k], _slice(prediction, k))
             yield from self._emit(self._ready())
@@ -83,6 +91,10 @@ class PoseChain:
         """Return everything that ``restore`` needs; bounded by the lag and the keyframes."""
         out: State = {"scalars": np.array([getattr(self, name) for name in _SCALARS], np.float64)}
         out["velocity"] = self._velocity.copy()
+        if self._by_windows is not None:
+            out["by_windows"] = np.array(self._by_windows)
+        if self._by_windows:
+            out |= {f"placer.{name}": value for name, value in self._placer.state().items()}
         if self._map is not None:
             out |= pack("map", self._map)
         out["count"] = np.array(len(self._records))
@@ -95,6 +107,11 @@ class PoseChain:
         for name, value in zip(_SCALARS, state["scalars"], strict=True):
             setattr(self, name, type(getattr(self, name))(value))
         self._velocity = np.array(state["velocity"])
+        self._by_windows = bool(state["by_windows"]) if "by_windows" in state else None
+        if self._by_windows:
+            self._placer.restore(
+                {name[7:]: value for name, value in state.items() if name.startswith("placer.")}
+            )
         self._map, self._records, self._revisions = None, [], []
         if "map.K" in state:
             H, W = self._shape
@@ -480,6 +497,11 @@ class PoseChain:
             flow_uncertainty=following.sigma_here if following is not None else None,
             is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
         )  # fmt: skip
+
+
+def _has_geometry_only(prediction: Prediction) -> bool:
+    geometry = prediction.pointmap_in_window is not None or prediction.window_from_cam is not None
+    return prediction.flow is None and geometry
 
 
 def _slice(prediction: Prediction, k: int) -> dense.Maps:
