@@ -6,6 +6,7 @@ import logging
 import threading
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clips import number_of, red_corner, rotate_header, write_sound, write_video
@@ -230,6 +231,24 @@ def test_file_cut_short_yields_what_decodes(
     assert 10 < len(frames) < 60
     assert numbers(frames) == list(range(len(frames)))
     assert "cut short" in caplog.text
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_damage_in_the_middle_is_passed_over(
+    tmp_path: Path, backend: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_video(tmp_path / "hurt.mp4", frames=90, size=(160, 120), options={"g": "10"})
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        hurt = [p.pos for p in packets if p.is_keyframe][4]
+    data = bytearray(path.read_bytes())
+    data[hurt : hurt + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    frames = read(path, backend=backend)
+    assert 75 <= len(frames) < 90
+    assert [f.index for f in frames] == list(range(len(frames)))
+    assert frames[-1].source_index == 89
     assert capfd.readouterr().err == ""
 
 

@@ -47,20 +47,19 @@ class DecordBackend:
             )
 
     def read(self, indices: Array) -> Iterator[Decoded]:
-        """Yield the frames at ``indices``, seeking where that saves decoding."""
+        """Yield the frames at ``indices``, seeking where that saves decoding.
+
+        decord gives up at the first damaged packet; from there PyAV passes over what is damaged.
+        """
         assert self.probe.timeline is not None
         for count, index in enumerate(indices.tolist()):
             if count % _REOPEN_EVERY == 0:
                 video = self._open()
             try:
                 image = video[index]
-            except (decord.DECORDError, RuntimeError) as error:
-                logger.warning(
-                    "%s: frame %d and later cannot be decoded (%s): ending there",
-                    self._indexed.source,
-                    index,
-                    " ".join(str(error).split())[:120],
-                )
+            except (decord.DECORDError, RuntimeError):
+                logger.debug("decord stops at frame %d, going on without it", index)
+                yield from self._indexed.read(indices[count:])
                 return
             yield Decoded(index, int(self.probe.timeline[index]), image.asnumpy)
 
