@@ -23,7 +23,7 @@ def test_ratios(larger_is_better: bool) -> None:
     assert "FAIL" in bench.table([missed])
 
 
-def test_long_video_runs_to_and_fro(tmp_path: Path) -> None:
+def test_long_video_runs_forwards_and_backwards(tmp_path: Path) -> None:
     """Neighbouring images are neighbours in the clip, also where it turns."""
     folder = bench_parts.write_long_video(tmp_path / "video", 150)
     images = sorted(folder.iterdir())

@@ -1,4 +1,4 @@
-"""Point tracks by TAP-Vid's rules and objects by CLEAR MOT, on cases small enough to work out by hand."""
+"""Point tracks by TAP-Vid's rules and objects by the CLEAR measures, on cases small enough to work out by hand."""
 
 from __future__ import annotations
 

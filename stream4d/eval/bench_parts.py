@@ -41,7 +41,7 @@ def clip_frames(count: int) -> list[Array]:
 
 
 def write_long_video(folder: Path, count: int) -> Path:
-    """Write the clip to and fro as ``count`` images; images of the clip are stored once and linked.
+    """Write the clip forwards and backwards as ``count`` images; images of the clip are stored once and linked.
 
     Raises:
         EvaluationError: as ``clip_frames``.
@@ -52,9 +52,9 @@ def write_long_video(folder: Path, count: int) -> Path:
     clip = clip_frames(72)
     for i, rgb in enumerate(clip):
         cv2.imwrite(str(images / f"{i}.jpg"), rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    to_and_fro = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
+    order = [*range(len(clip)), *range(len(clip) - 2, 0, -1)]
     for i in range(count):
-        source = images / f"{to_and_fro[i % len(to_and_fro)]}.jpg"
+        source = images / f"{order[i % len(order)]}.jpg"
         link = folder / f"{i:06d}.jpg"
         try:
             link.symlink_to(source)
