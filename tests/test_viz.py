@@ -324,6 +324,19 @@ def test_recorded_cloud_is_the_room(tmp_path: Path, frames: list[PosedFrame]) ->
     assert np.mean(to_wall < 0.1) > 0.8
 
 
+def test_recorded_points_of_the_moment(tmp_path: Path, frames: list[PosedFrame]) -> None:
+    record(tmp_path / "run.rrd", frames)
+    now = dict(rows(tmp_path / "run.rrd", "/world/now", "positions"))
+    moving = dict(rows(tmp_path / "run.rrd", "/world/moving", "positions"))
+    for frame in frames:
+        points = frame_points(frame)
+        assert 700 < len(now[frame.index]) <= scene_log.NOW_POINTS
+        assert set(map(tuple, now[frame.index].tolist())) <= set(
+            map(tuple, points.static_in_world.astype(float).tolist())
+        )
+        assert np.array_equal(moving[frame.index], points.moving_in_world)
+
+
 def test_recording_has_layout_and_right_axes(tmp_path: Path, frames: list[PosedFrame]) -> None:
     path = tmp_path / "run.rrd"
     record(path, frames)

@@ -16,6 +16,7 @@ MOTION = "/world/camera/image/motion"
 PATH = "/world/path"
 STATIC = "/world/static"
 MOVING = "/world/moving"
+NOW = "/world/now"
 DEPTH, FLOW, CONFIDENCE = "/maps/depth", "/maps/flow", "/maps/confidence"
 PLOTS = "/plots"
 

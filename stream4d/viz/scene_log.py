@@ -25,6 +25,8 @@ POINT = rr.Radius.ui_points(1.5)
 """Of points and lines, on the screen: sizes in the world vanish from afar where scale is misjudged."""
 FRUSTUM = 0.2
 """Depth of the drawn camera, of what it sees."""
+NOW_POINTS = 1500
+"""Static points shown of the current frame alone."""
 MAP_SIZE = 256
 """Long side of depth, flow and confidence pictures in the viewer."""
 
@@ -145,7 +147,7 @@ class SceneLog:
     def _start_segment(self, frame: PosedFrame) -> None:
         """Begin the 3D scene anew: segments share neither scale nor origin."""
         if self._segment is not None:
-            for entity in (names.PATH, names.STATIC, names.MOVING):
+            for entity in (names.PATH, names.STATIC, names.MOVING, names.NOW):
                 self._rec.log(entity, rr.Clear(recursive=True))
             self._begin_empty()
         self._segment = frame.segment
@@ -181,6 +183,10 @@ class SceneLog:
         if due or len(self._cloud) - self._cloud_sent >= CLOUD_STEP:
             self._send_new_points()
             self._cloud_sent_at = frame.index
+        # What this frame alone says of the static scene: the cloud waits for a second opinion.
+        some = slice(None, None, -(-len(points.static_in_world) // NOW_POINTS) or 1)
+        now = rr.Points3D(points.static_in_world[some], colors=points.static_rgb[some], radii=POINT)
+        self._rec.log(names.NOW, now)
         # A third of the accent keeps what moves recognisable and still stands out.
         tinted = points.moving_rgb * 0.6 + np.array(colors.MOVING, np.float32) * 0.4
         self._rec.log(
