@@ -3,7 +3,7 @@
 Accuracy is the distance from each reconstructed point to the nearest true one, completeness the reverse, Chamfer their
 mean; precision and recall at a distance give the F-score (Knapitsch et al., "Tanks and Temples", 2017). Normal
 consistency is the mean |cos| between the normals of nearest neighbours, both ways (as DUSt3R's successors report it on
-7-Scenes and NRGBD). Clouds are placed in the ground truth's frame by a Sim(3) over pixels that both see.
+7-Scenes and NRGBD). Clouds are placed in the ground truth's frame by a robust Sim(3) over pixels that both see.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from stream4d.eval.trajectory import Alignment
 from stream4d.packets import Array
 
 NORMAL_NEIGHBOURS = 30
@@ -95,35 +94,6 @@ def _normal_consistency(
     forward = np.abs(np.einsum("ni,ni->n", predicted, truth[to_truth])).mean()
     backward = np.abs(np.einsum("ni,ni->n", truth, predicted[to_predicted])).mean()
     return float((forward + backward) / 2)
-
-
-def align_points(predicted: Array, truth: Array, iterations: int = 10) -> Alignment:
-    """Fit a Sim(3) that takes predicted points to the true points of the same pixels, robustly.
-
-    Umeyama inside iteratively reweighted least squares with Huber weights at 1.345 robust σ, so that moving or
-    mistaken pixels do not pull the frame.
-    """
-    weights = np.ones(len(predicted))
-    fitted = _umeyama(predicted, truth, weights)
-    for _ in range(iterations):
-        residual = np.linalg.norm(fitted.points(predicted) - truth, axis=1)
-        bound = 1.345 * 1.4826 * max(float(np.median(residual)), 1e-12)
-        weights = np.minimum(1, bound / np.maximum(residual, 1e-12))
-        fitted = _umeyama(predicted, truth, weights)
-    return fitted
-
-
-def _umeyama(source: Array, target: Array, weights: Array) -> Alignment:
-    """Return the weighted least-squares Sim(3) (Umeyama 1991, eq. 34-43)."""
-    w = weights / weights.sum()
-    source_mean, target_mean = w @ source, w @ target
-    a, b = source - source_mean, target - target_mean
-    U, D, Vt = np.linalg.svd((w[:, None] * b).T @ a)
-    S = np.diag([1.0, 1.0, np.sign(np.linalg.det(U) * np.linalg.det(Vt))])
-    R = U @ S @ Vt
-    variance = float(w @ (a**2).sum(axis=1))
-    scale = float(np.trace(np.diag(D) @ S) / variance) if variance > 0 else 1.0
-    return Alignment(R=R, t=target_mean - scale * R @ source_mean, scale=scale)
 
 
 class PointSample:

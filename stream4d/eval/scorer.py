@@ -20,7 +20,7 @@ from stream4d.eval.geodesy import from_enu, geodesic_m, to_enu
 from stream4d.eval.grid import TruthGrid, resize_flow, resize_map
 from stream4d.eval.kitti import kitti_drift
 from stream4d.eval.motion import MotionScorer
-from stream4d.eval.pointmap import PointSample, align_points, score_points
+from stream4d.eval.pointmap import PointSample, score_points
 from stream4d.eval.row import empty_row
 from stream4d.eval.sequence import EvalSequence
 from stream4d.eval.trajectory import (
@@ -30,7 +30,9 @@ from stream4d.eval.trajectory import (
     position_errors,
     score_trajectory,
 )
+from stream4d.geometry.align import align_points
 from stream4d.geometry.camera import scale_K
+from stream4d.geometry.transforms import transform_points
 from stream4d.packets import Array, PosedFrame, PoseRevision, VideoInfo
 
 MOVING_PROBABILITY = 0.5
@@ -299,8 +301,10 @@ class SequenceScorer:
         predicted, truth = self._points.in_world(ours, self._true_poses, self._scales)
         if len(predicted) < 100:
             return
-        aligned = align_points(predicted, truth).points(predicted)
-        details["points"] = asdict(score_points(aligned, truth))
+        found = align_points(predicted, truth)
+        if found.ok:
+            aligned = transform_points(found.transform, predicted)
+            details["points"] = asdict(score_points(aligned, truth))
 
     def _score_maps(self, row: dict[str, Any], details: dict[str, Any]) -> None:
         motion = self._motion.score()

@@ -2,8 +2,8 @@
 
 ``score_point_tracks`` is TAP-Vid's measure (Doersch et al., "TAP-Vid: A Benchmark for Tracking Any Point in a Video",
 NeurIPS 2022): positions in a 256 × 256 image, thresholds 1, 2, 4, 8 and 16 px, average Jaccard over them.
-``score_objects`` gives the CLEAR measures (Bernardin and Stiefelhagen 2008): MOTA and identity switches for boxes or points
-matched within a distance, frame by frame, keeping last frame's matches where they still hold.
+``score_objects`` gives the CLEAR measures (Bernardin and Stiefelhagen 2008): MOTA and identity switches for boxes or
+points matched within a distance, frame by frame, keeping last frame's matches where they still hold.
 """
 
 from __future__ import annotations
