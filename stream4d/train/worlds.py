@@ -99,9 +99,17 @@ def _tilt(rng: np.random.Generator, styles: npt.NDArray[np.int64]) -> Floats:
     return turn_x @ rotation_from_vector(np.stack([zero, zero, roll], -1))
 
 
+def _distance_to_wall(room: Floats, origin: Floats, direction: Floats) -> Floats:  # (B, P)
+    """Return how often ``direction`` (B, P, 3) fits between ``origin`` (B, P, 3) and the walls of the room."""
+    unit_from_world = np.linalg.inv(room)[:, None, :3]
+    o = np.einsum("bpij,bpj->bpi", unit_from_world[..., :3], origin) + unit_from_world[..., 3]
+    d = np.einsum("bpij,bpj->bpi", unit_from_world[..., :3], direction)
+    return np.asarray(((np.sign(d) - o) / np.where(d == 0, 1e-9, d)).min(-1))
+
+
 def _place(
     rng: np.random.Generator, lens: Lens, size: tuple[int, int], cameras: Floats, scale: Floats, floor: Floats,
-    options: SceneOptions,
+    room: Floats, options: SceneOptions,
 ) -> _Layout:  # fmt: skip
     """Scatter solids in front of the cameras (B, T, 4, 4), at depths and apparent sizes of many octaves."""
     H, W = size
@@ -113,15 +121,22 @@ def _place(
     f = lens.focal[:, None, None]
     local = np.concatenate([(pixel - lens.centre[:, None]) / f, np.ones((*shape, 1))], -1)
     camera = np.take_along_axis(cameras, frame[:, :, None, None], 1)  # (B, P, 4, 4)
-    centre = np.einsum("bpij,bpj->bpi", camera[..., :3, :3], local * depth[..., None])
-    centre += camera[..., :3, 3]
+    direction = np.einsum("bpij,bpj->bpi", camera[..., :3, :3], local)
+    wall = _distance_to_wall(room, camera[..., :3, 3], direction)
+    depth = np.minimum(depth, wall * rng.uniform(0.6, 0.97, shape))
+    centre = camera[..., :3, 3] + direction * depth[..., None]
     radius = log_uniform(rng, 0.02, 0.28, shape) * W / lens.focal[:, None] * depth
     radius = np.minimum(radius, 0.55 * depth)
     extents = radius[..., None] * np.exp(rng.normal(0, 0.45, (*shape, 3)))
     thin = (np.array(KINDS[:SLOTS]) == CYLINDER) & (rng.random(shape) < 0.25)  # poles, branches
     extents[thin] *= [0.12, 2.5, 0.12]
-    grounded = rng.random(shape) < 0.45
-    centre[..., 1] = np.where(grounded, floor[:, None] - extents[..., 1], centre[..., 1])
+    on_floor = centre.copy()
+    on_floor[..., 1] = floor[:, None] - extents[..., 1]
+    seen = np.einsum("bpji,bpj->bpi", camera[..., :3, :3], on_floor - camera[..., :3, 3])
+    height = lens.focal[:, None] * seen[..., 1] / np.maximum(seen[..., 2], 1e-3)
+    stays_in_view = (np.abs(height) < 0.55 * H) & (seen[..., 2] > 0.3 * depth)
+    grounded = (rng.random(shape) < 0.6) & stays_in_view
+    centre = np.where(grounded[..., None], on_floor, centre)
     spin = rng.normal(size=(*shape, 3)) * 1.5
     spin[grounded] *= [0, 1, 0]
     count = np.asarray(rng.integers(options.solids[0], options.solids[1] + 1, B))
@@ -159,13 +174,16 @@ def _form_groups(rng: np.random.Generator, layout: _Layout, options: SceneOption
                 layout.swing[b, members] = rng.normal(0, 0.35, (len(members), 3))
 
 
-def _add_figure(rng: np.random.Generator, layout: _Layout, b: int) -> None:
-    """Turn group 0 into a walking figure: torso, head, two arms and two legs that swing."""
+def _add_figure(rng: np.random.Generator, layout: _Layout, b: int, field: float) -> None:
+    """Turn group 0 into a walking figure: torso, head, two arms and two legs that swing.
+
+    ``field`` is the width of what the camera sees at unit distance.
+    """
     torso, head = _ELLIPSOIDS[:2]
     limbs = _CYLINDERS[:4]
     members = np.array([torso, head, *limbs])
-    height = float(np.clip(layout.extents[b, torso].max() * 2, 0.15, 0.6) * 1.5)
-    foot = layout.centre[b, torso].copy()
+    height = float(layout.depth[b, torso] * field * rng.uniform(0.2, 0.7))
+    foot = layout.centre[b, torso] + [0, 0.5 * height, 0]
     layout.group[b][layout.group[b] == 0] = -1
     layout.group[b, members] = 0
     layout.active[b, members] = True
@@ -288,7 +306,8 @@ def _materials(
     shape = (B, S, 6)
     m = np.zeros((*shape, len(MATERIAL)))
     column = {name: i for i, name in enumerate(MATERIAL)}
-    same = rng.random((B, S, 1)) < 0.7  # most solids wear one texture all round
+    same = rng.random((B, S, 1)) < 0.7  # most solids wear one texture all round, most rooms do not
+    same[:, -1] = rng.random((B, 1)) < 0.1
 
     def per_face(values: Floats) -> Floats:
         return np.where(same, values[..., :1], values)
@@ -308,6 +327,8 @@ def _materials(
         m[..., column[f"gain_{c}"]] = brightness * per_face(rng.uniform(0.85, 1.15, shape))
         m[..., column[f"bias_{c}"]] = per_face(rng.normal(0, 0.04, shape))
     room = m[:, -1]
+    papered = np.asarray(rng.random(B) < 0.6)  # all four walls alike
+    room[papered[:, None] & np.isin(np.arange(6), (1, 4, 5))] = room[papered, 0].repeat(3, 0)
     tile_m = log_uniform(rng, 0.8, 5.0, (B, 6)) * np.where(outdoors, 2.0, 1.0)[:, None]
     room[..., column["density"]] = 1 / tile_m
     room[..., column["detail_density"]] = log_uniform(rng, 3, 9, (B, 6)) / tile_m
@@ -383,12 +404,12 @@ def sample_world(
     path = sample_trajectories(rng, styles, frames, turn, move, typical)
     cameras = gravity_from_world[:, None] @ path
     floor = rng.uniform(0.6, 1.8, B) * scale
-    layout = _place(rng, lens, size, cameras, scale, floor, options)
+    room, half = _room(rng, cameras, scale, floor, outdoors)
+    layout = _place(rng, lens, size, cameras, scale, floor, room, options)
     _form_groups(rng, layout, options)
     for b in np.flatnonzero((layout.group == 0).any(1) & (rng.random(B) < options.figure_share)):
-        _add_figure(rng, layout, int(b))
+        _add_figure(rng, layout, int(b), W / lens.focal[b])
     solids = _animate(rng, layout, lens, W, cameras, options)
-    room, half = _room(rng, cameras, scale, floor, outdoors)
     hilly = outdoors & (rng.random(B) < 0.5)
     ground, waves = _terrain(rng, scale, floor, hilly)
     extents = np.concatenate([layout.extents, np.ones((B, 1, 3)), half[:, None]], 1)
