@@ -130,6 +130,16 @@ def test_motion_mask_is_where_scene_flow_is_not_zero(clips: ClipBatch) -> None:
     assert clips.motion_mask.any()
 
 
+def test_flow_is_finite_and_valid_in_front_of_the_camera() -> None:
+    fast = replace(CLEAN, camera_weights=(0, 0, 0, 1, 0, 0, 0), camera_move=(0.3, 0.4))
+    clips = render_clips(9, 4, 3, SIZE, "cpu", fast)
+    behind = ~clips.valid_flow | ~clips.valid_flow_backward
+    assert behind.any()
+    assert behind.float().mean() < 0.4
+    assert torch.isfinite(clips.flow).all()
+    assert clips.occluded[~clips.valid_flow].all()
+
+
 def test_static_scene_has_no_scene_flow() -> None:
     clip = render_clips(1, 2, 3, SIZE, "cpu", replace(CLEAN, static_share=1.0))
     assert not clip.motion_mask.any()

@@ -140,7 +140,7 @@ def _hidden(
     """
     n, H, W = surfaces.shape
     u, v = pixel
-    inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5) & (z > NEAR)
+    inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5)
     target = targets.repeat_interleave(H * W)
     seen, hidden = _judge_by_neighbours(maps, target, surfaces.slot, pixel, z, CONVEX_SLOTS)
     hidden |= ~inside
@@ -158,7 +158,7 @@ def follow(
     surfaces: Surfaces,
     maps: tuple[Tensor, Tensor],
     step: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Follow the surfaces of some frames into the next (step 1) or previous (step -1) ones.
 
     Args:
@@ -169,19 +169,23 @@ def follow(
         step: 1 or -1. At a clip's end the "neighbour" is the frame itself: drop that result.
 
     Returns:
-        flow (n, H, W, 2) in pixels, and whether the point is hidden or outside there (n, H, W).
+        flow (n, H, W, 2) in pixels; whether the point is hidden or outside there (n, H, W); and whether it is in
+        front of that camera at all (n, H, W), without which its flow means nothing.
     """
     n, H, W = surfaces.shape
     device = surfaces.depth.device
     table = motion.pixels_next if step == 1 else motion.pixels_previous
     pu, pv, z = _apply(table, surfaces.row, surfaces.q)
+    in_front = z > NEAR
+    z.clamp_(min=NEAR)
     pu, pv = pu.div_(z), pv.div_(z)
     targets = motion.neighbour(surfaces.frames, step)
     hidden = _hidden(motion, solids, surfaces, targets, maps, [pu, pv], z)
     u = torch.arange(W, device=device, dtype=torch.float32)
     v = torch.arange(H, device=device, dtype=torch.float32)[:, None]
     flow = torch.stack((pu.view(n, H, W) - u, pv.view(n, H, W) - v), -1)
-    return flow, hidden.view(n, H, W)
+    hidden |= ~in_front
+    return flow, hidden.view(n, H, W), in_front.view(n, H, W)
 
 
 def displacement(motion: Motion, surfaces: Surfaces) -> Tensor:

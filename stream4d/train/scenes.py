@@ -55,21 +55,23 @@ def _gather_solids(world: World, size: tuple[int, int], device: torch.device) ->
     return Solids(KINDS, maps, bounds.reshape(-1, *bounds.shape[2:]), waves)
 
 
-_MAPS: dict[str, tuple[int, ...]] = {
-    "flow": (2,), "flow_backward": (2,), "scene_flow": (3,),
-    "occluded": (), "occluded_backward": (), "motion_mask": (), "is_sky": (),
-}  # fmt: skip
-_IS_BOOL = frozenset(("occluded", "occluded_backward", "motion_mask", "is_sky"))
+_FORWARD = ("flow", "occluded", "valid_flow")
+_BACKWARD = ("flow_backward", "occluded_backward", "valid_flow_backward")
+_VECTORS = {"flow": 2, "flow_backward": 2, "scene_flow": 3}
+_MASKS = (
+    "occluded",
+    "occluded_backward",
+    "valid_flow",
+    "valid_flow_backward",
+    "motion_mask",
+    "is_sky",
+)
 
 
 def _empty(N: int, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
     """Allocate the maps that rendering fills, one row a frame."""
-    maps = {
-        name: torch.empty(
-            N, *size, *tail, device=device, dtype=torch.bool if name in _IS_BOOL else torch.float32
-        )
-        for name, tail in _MAPS.items()
-    }
+    maps = {name: torch.empty(N, *size, width, device=device) for name, width in _VECTORS.items()}
+    maps |= {name: torch.empty(N, *size, dtype=torch.bool, device=device) for name in _MASKS}
     maps["rgb"] = torch.empty(N, 3, *size, device=device)
     maps["depth"] = torch.empty(N, *size, device=device)
     return maps
@@ -97,11 +99,13 @@ def _render(world: World, atlas: Tensor, tiles: int, out: dict[str, Tensor]) -> 
         out["is_sky"][some] = sky.view(-1, H, W)
         # a clip's last frame has no next one, its first none before
         if step > 1 or some.stop % T:
-            out["flow"][some], out["occluded"][some] = follow(motion, solids, surfaces, maps, 1)
+            ahead = follow(motion, solids, surfaces, maps, 1)
+            for name, values in zip(_FORWARD, ahead, strict=True):
+                out[name][some] = values
         if step > 1 or start % T:
-            out["flow_backward"][some], out["occluded_backward"][some] = follow(
-                motion, solids, surfaces, maps, -1
-            )
+            back = follow(motion, solids, surfaces, maps, -1)
+            for name, values in zip(_BACKWARD, back, strict=True):
+                out[name][some] = values
         out["scene_flow"][some] = displacement(motion, surfaces)
         out["motion_mask"][some] = motion.is_moving.index_select(0, surfaces.row).view(-1, H, W)
 
@@ -116,9 +120,9 @@ def _package(world: World, out: dict[str, Tensor], seed: int, options: SceneOpti
     device = out["depth"].device
     maps = {name: value.view(B, T, *value.shape[1:]) for name, value in out.items()}
     valid = ~maps.pop("is_sky")
-    for name in ("flow", "occluded", "scene_flow"):
+    for name in (*_FORWARD, "scene_flow"):
         maps[name] = maps[name][:, :-1]
-    for name in ("flow_backward", "occluded_backward"):
+    for name in _BACKWARD:
         maps[name] = maps[name][:, 1:]
     if options.effects:
         maps["rgb"] = apply_effects(
@@ -135,8 +139,6 @@ def _package(world: World, out: dict[str, Tensor], seed: int, options: SceneOpti
         K=K[:, None].expand(B, T, 3, 3),
         world_from_cam=torch.from_numpy(world.world_from_cam).float().to(device),
         valid_depth=valid,
-        valid_flow=torch.ones_like(maps["occluded"]),
-        valid_flow_backward=torch.ones_like(maps["occluded"]),
         valid_motion=torch.ones_like(maps["motion_mask"]),
         has_pose=known,
         has_intrinsics=known,
