@@ -15,7 +15,7 @@ from typing import Any
 from stream4d import config as settings
 from stream4d import logs
 from stream4d.config import ModelConfig, RunConfig
-from stream4d.errors import EvaluationError
+from stream4d.errors import EvaluationError, WeightsError
 from stream4d.eval.results_page import results_page
 from stream4d.eval.runner import Job, Results, run_jobs
 from stream4d.eval.sequence import EvalSequence, load_folder
@@ -74,10 +74,19 @@ def find_clips(data: Path) -> list[tuple[Path, EvalSequence]]:
 
 
 def shipped_models() -> list[str]:
-    """Name the models that run without a download."""
-    from stream4d.models.registry import list_models, model_card
+    """Name the models that run without a download, and whose weights this package holds."""
+    from stream4d.models.registry import create_model, list_models, model_card
 
-    return [name for name in list_models() if not model_card(name).needs_weights]
+    names = []
+    for name in list_models():
+        if model_card(name).needs_weights:
+            continue
+        try:
+            create_model(name)
+        except WeightsError:  # a checkout without the weights file
+            continue
+        names.append(name)
+    return names
 
 
 def measure(
