@@ -116,13 +116,11 @@ class Fit:
         if self._is_identity:
             return (depth, *(m.astype(np.float32, copy=False) for m in maps))
         u, v, outside = self._frame_pixels_in_network()
-        low = cv2.erode(np.nan_to_num(depth, nan=0.0), np.ones((3, 3)))
-        high = cv2.dilate(np.nan_to_num(depth, nan=np.inf), np.ones((3, 3)))
         at = (
             np.clip(np.rint(v), 0, self.size[1] - 1).astype(int),
             np.clip(np.rint(u), 0, self.size[0] - 1).astype(int),
         )
-        is_edge = (high > EDGE_RATIO * low)[at]
+        is_edge = self._crosses_edge(depth, u, v)
         out = []
         for values in (depth, *maps):
             values = values.astype(np.float32, copy=False)
@@ -131,6 +129,18 @@ class Fit:
             smooth[outside] = np.nan
             out.append(smooth)
         return tuple(out)
+
+    def _crosses_edge(self, depth: Array, u: Array, v: Array) -> Array:
+        """Tell where the four pixels that bilinear sampling blends lie on different surfaces."""
+        padded = np.pad(depth, ((0, 1), (0, 1)), mode="edge")
+        corners = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
+        low, high = (
+            np.nan_to_num(corners, nan=0.0).min(0),
+            np.nan_to_num(corners, nan=np.inf).max(0),
+        )
+        rows = np.clip(np.floor(v), 0, self.size[1] - 1).astype(int)
+        columns = np.clip(np.floor(u), 0, self.size[0] - 1).astype(int)
+        return (high > EDGE_RATIO * low)[rows, columns]
 
     @property
     def _is_identity(self) -> bool:
