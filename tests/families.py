@@ -8,6 +8,7 @@ import numpy as np
 
 from stream4d.geometry.camera import project
 from stream4d.geometry.transforms import invert, transform_points
+from stream4d.models.dust3r import Dust3rConfig
 from stream4d.models.mapanything_inputs import InputConfig
 from stream4d.packets import Frame, Prediction, VideoInfo, Window
 
@@ -171,6 +172,23 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
         "pose_hidden": 36,
         "scale_hidden": 20,
         "inputs": InputConfig(dense=(16, 12, 20), flat=(8, 12, 16)),
+    },
+    "siu3r": {
+        "resolution": 64,
+        "trunk": Dust3rConfig(**{**_CROCO, "encoder_depth": 4}, **_DPT),
+        "adapter_layers": (0, 1, 2, 3),
+        "adapter_width": 8,
+        "adapter_heads": 4,
+        "query_dim": 64,
+        "mask_dim": 32,
+        "query_heads": 4,
+        "pixel_hidden": 48,
+        "pixel_layers": 2,
+        "query_hidden": 80,
+        "query_layers": 4,
+        "queries": 9,
+        "classes": 5,
+        "sh_degree": 2,
     },
 }
 """Options that make each family small enough for a test."""
