@@ -166,7 +166,9 @@ def test_help_answers_at_once() -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "stream4d", "--help"], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "stream4d", "--help"], check=True, capture_output=True
+        )
         times.append(time.perf_counter() - started)
     assert min(times) < 0.5
 
@@ -196,6 +198,8 @@ def test_stored_poses_are_finite_and_rigid(clip: Path) -> None:
     assert main([str(clip), "--out", str(out), "--resolution", "128", "-q"]) == 0
     store = stream4d.open_store(out)
     R = store.world_from_cam[:, :3, :3]
-    np.testing.assert_allclose(R @ R.transpose(0, 2, 1), np.broadcast_to(np.eye(3), R.shape), atol=1e-9)
+    np.testing.assert_allclose(
+        R @ R.transpose(0, 2, 1), np.broadcast_to(np.eye(3), R.shape), atol=1e-9
+    )
     assert np.isfinite(store.world_from_cam).all()
     assert (store.K[:, 0, 0] > 0).all()

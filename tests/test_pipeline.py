@@ -98,9 +98,7 @@ def oracle_run(clip: str, scene: Scene) -> list[PosedFrame]:
     H, W = scene.rgb(0).shape[:2]
     K = scene.K
     config = RunConfig(
-        reader=ReaderConfig(
-            resolution=max(H, W), intrinsics=(K[0, 0], K[1, 1], K[0, 2], K[1, 2])
-        )
+        reader=ReaderConfig(resolution=max(H, W), intrinsics=(K[0, 0], K[1, 1], K[0, 2], K[1, 2]))
     )
     return list(reconstruct(clip, config, model=OracleModel(scene)))
 

@@ -25,7 +25,9 @@ def test_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ {4}stream4d (.+?)(?: +#.*)?$", README, re.MULTILINE))
+@pytest.mark.parametrize(
+    "line", re.findall(r"^ {4}stream4d (.+?)(?: +#.*)?$", README, re.MULTILINE)
+)
 def test_commands_parse(line: str) -> None:
     words = line.split()
     name = words.pop(0) if words[0] in COMMANDS else "run"
