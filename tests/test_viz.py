@@ -128,6 +128,15 @@ def test_edges_and_doubt_make_no_points() -> None:
     assert 48 in u
 
 
+def test_what_moves_is_shown_however_unsure(frames: list[PosedFrame]) -> None:
+    unsure = dataclasses.replace(frames[3], confidence=np.zeros_like(frames[3].confidence))
+    points = frame_points(unsure)
+    assert len(points.static_in_world) == 0
+    sure = frame_points(frames[3])
+    assert np.array_equal(points.moving_in_world, sure.moving_in_world)
+    assert len(frame_points(unsure, PointFilter(min_moving_confidence=0.5)).moving_in_world) == 0
+
+
 def test_a_road_keeps_its_points_into_the_distance(frames: list[PosedFrame]) -> None:
     """On a plane seen at a grazing angle depth steps are large, and yet no edges."""
     below = np.arange(72, dtype=np.float32)[:, None] - 30

@@ -24,6 +24,8 @@ class PointFilter:
 
     min_confidence: float = 0.2
     """Below this the depth is not trusted (a probability: see ``PosedFrame.confidence``)."""
+    min_moving_confidence: float = 0.0
+    """The same for what moves. One camera cannot triangulate it: its depth is a guess, and shown as that."""
     max_slope: float = 0.2
     """Relative depth step to a neighbouring sample above which the farther one lies on an edge."""
     max_bend: float = 0.08
@@ -55,25 +57,28 @@ def frame_points(frame: PosedFrame, keep: PointFilter | None = None) -> FramePoi
     step = max(1, round(float(np.sqrt(H * W / keep.samples))))
     rows, cols = np.mgrid[step // 2 : H : step, step // 2 : W : step]
     depth = frame.depth[rows, cols].astype(np.float64)
-    trusted = _is_trusted(depth, frame.confidence[rows, cols], keep)
-    rows, cols, z = rows[trusted], cols[trusted], depth[trusted]
+    moves = frame.motion_prob[rows, cols] >= MOVING_FROM
+    confident = frame.confidence[rows, cols] >= np.where(
+        moves, keep.min_moving_confidence, keep.min_confidence
+    )
+    trusted = confident & _is_surface(depth, keep)
+    rows, cols, z, moves = rows[trusted], cols[trusted], depth[trusted], moves[trusted]
     pixels = np.stack([cols, rows, np.ones_like(cols)]).astype(np.float64)
     points_in_cam = (np.linalg.inv(frame.K) @ pixels) * z  # (3, N)
     R, t = frame.world_from_cam[:3, :3], frame.world_from_cam[:3, 3:]
     points = (R @ points_in_cam + t).T.astype(np.float32)
     rgb = frame.rgb[rows, cols]
-    moves = frame.motion_prob[rows, cols] >= MOVING_FROM
     return FramePoints(points[~moves], rgb[~moves], points[moves], rgb[moves])
 
 
-def _is_trusted(depth: Array, confidence: Array, keep: PointFilter) -> Array:  # all (h, w)
+def _is_surface(depth: Array, keep: PointFilter) -> Array:  # (h, w) → (h, w) bool
     known = np.isfinite(depth) & (depth > 0)
     if not known.any():
         return known
     near_enough = depth <= keep.max_depth_ratio * np.median(depth[known])
     smooth = _is_smooth(np.where(known, 1.0 / np.where(known, depth, 1.0), np.nan), keep)
-    trusted: Array = known & near_enough & smooth & (confidence >= keep.min_confidence)
-    return trusted
+    surface: Array = known & near_enough & smooth
+    return surface
 
 
 def _is_smooth(

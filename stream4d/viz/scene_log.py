@@ -25,8 +25,8 @@ POINT = rr.Radius.ui_points(1.5)
 """Of points and lines, on the screen: sizes in the world vanish from afar where scale is misjudged."""
 FRUSTUM = 0.2
 """Depth of the drawn camera, of what it sees."""
-NOW_POINTS = 1500
-"""Static points shown of the current frame alone."""
+NOW_POINTS = 2000
+"""Points shown of the current frame alone, static and moving each."""
 MAP_SIZE = 256
 """Long side of depth, flow and confidence pictures in the viewer."""
 
@@ -184,15 +184,15 @@ class SceneLog:
             self._send_new_points()
             self._cloud_sent_at = frame.index
         # What this frame alone says of the static scene: the cloud waits for a second opinion.
-        some = slice(None, None, -(-len(points.static_in_world) // NOW_POINTS) or 1)
-        now = rr.Points3D(points.static_in_world[some], colors=points.static_rgb[some], radii=POINT)
-        self._rec.log(names.NOW, now)
-        # A third of the accent keeps what moves recognisable and still stands out.
-        tinted = points.moving_rgb * 0.6 + np.array(colors.MOVING, np.float32) * 0.4
-        self._rec.log(
-            names.MOVING,
-            rr.Points3D(points.moving_in_world, colors=tinted.astype(np.uint8), radii=POINT),
-        )
+        some = _every(len(points.static_in_world))
+        self._log_cloud(names.NOW, points.static_in_world[some], points.static_rgb[some])
+        # Two fifths of the accent keep what moves recognisable and still make it stand out.
+        some = _every(len(points.moving_in_world))
+        tinted = points.moving_rgb[some] * 0.6 + np.array(colors.MOVING, np.float32) * 0.4
+        self._log_cloud(names.MOVING, points.moving_in_world[some], tinted.astype(np.uint8))
+
+    def _log_cloud(self, entity: str, points: Array, rgb: Array) -> None:
+        self._rec.log(entity, rr.Points3D(points, colors=rgb, radii=POINT))
 
     def _adapt_voxel(self, frame: PosedFrame) -> bool:
         """Let voxels follow the view as it widens; True if blocks sent before are void."""
@@ -218,8 +218,7 @@ class SceneLog:
     def _send_cloud_block(self, block: int) -> None:
         stop = min((block + 1) * CLOUD_BLOCK, self._cloud_sent)
         points, rgb = self._cloud.part(block * CLOUD_BLOCK, stop)
-        archetype = rr.Points3D(points, colors=rgb, radii=POINT)
-        self._rec.log(f"{names.STATIC}/{block:04d}", archetype)
+        self._log_cloud(f"{names.STATIC}/{block:04d}", points, rgb)
 
     def _send_path_block(self, block: int) -> None:
         # Each strip begins where the one before ends, so that the line has no gaps.
@@ -258,6 +257,11 @@ class SceneLog:
             if value is not None:
                 self._plots.add(name)
                 self._rec.log(f"{names.PLOTS}/{name}", rr.Scalars(value))
+
+
+def _every(count: int) -> slice:
+    """Return the slice that leaves at most ``NOW_POINTS`` of ``count``."""
+    return slice(None, None, max(1, -(-count // NOW_POINTS)))
 
 
 class _Follow:
