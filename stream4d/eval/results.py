@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", help="models [those that need no download]")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds per sequence")
     args = parser.parse_args(arguments)
-    clips = find_clips(args.data)
+    clips, here = find_clips(args.data), machine()
     models = args.models or shipped_models()
     runs = [
         measure(model, clips, calibrated, args.work, args.timeout)
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         for calibrated in (False, True)
     ]
     repeat = repeatability(runs[0], clips, args.timeout)
-    page = results_page(runs, machine(), "make results", repeat)
+    page = results_page(runs, here, "make results", repeat)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page, encoding="utf-8")
     logs.show(f"wrote {args.out}")
@@ -134,13 +134,15 @@ def repeatability(
 
 
 def machine() -> str:
-    """Describe this machine in words."""
+    """Describe this machine in words, other work on it included: that slows what is measured."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         name = lines[0].partition(":")[2].strip() if lines else name
-    return f"{os.cpu_count()} CPU cores ({name}), no GPU used"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = f", shared with other work at the start (load {load:.1f}: times are too long)"
+    return f"{os.cpu_count()} CPU cores ({name}), no GPU used{busy if load > 1 else ''}"
 
 
 def _job(folder: Path, sequence: EvalSequence) -> Job:
