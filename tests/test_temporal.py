@@ -101,15 +101,14 @@ def test_sides_must_fit_the_stride() -> None:
 
 
 def test_untrained_network_returns_the_initial_flow() -> None:
-    """Training starts from DIS: an untrained network changes it by a fraction of a pixel."""
+    """Training starts from DIS, details included: the match of noise may pull by a hundredth of its length."""
     torch.manual_seed(0)
-    initial = torch.full((1, 1, 2, 2, 64, 64), 3.0)
-    initial[:, :, 1] = -3.0
+    initial = torch.full((1, 1, 2, 2, 64, 64), 3.0) + torch.rand(1, 1, 2, 2, 64, 64)
+    initial[:, :, 1] *= -1
     with torch.no_grad():
         out = TemporalNet(TINY)(torch.rand(1, 2, 3, 64, 64), initial)
-    found = out.pairs[0].flow.steps[-1]
-    inner = found[0, :, 16:-16, 16:-16]
-    assert (inner - 3).abs().max() < 1
+    given = initial[0, 0]
+    assert (out.pairs[0].flow.steps[-1] - given).abs().mean() < 0.5
 
 
 def test_frames_never_see_the_future(video: Array) -> None:

@@ -40,6 +40,8 @@ class FrameFeatures(NamedTuple):
     """(B, 64, H/16, W/16)."""
     thirtysecond: Tensor
     """(B, 64, H/32, W/32)."""
+    grey: Tensor
+    """(B, 1, H, W) float32 grey image of zero mean and unit deviation."""
 
 
 class GlobalMatch(NamedTuple):
@@ -113,7 +115,7 @@ class FrameEncoder(nn.Module):
         grey = images.mean(1, keepdim=True)
         deviation, mean = torch.std_mean(grey, dim=(2, 3), keepdim=True, correction=0)
         gain = 1 / (deviation + 1e-3)
-        grey = (grey - mean) * gain
+        grey = ((grey - mean) * gain).float()
         x = self._run(self.block1, grey) + self.skip(F.avg_pool2d(grey, 4))
         quarter = self._run(self.block2, x)
         x3 = self._run(self.block3, quarter)
@@ -127,7 +129,7 @@ class FrameEncoder(nn.Module):
         patches = F.pixel_unshuffle((images - mean) * gain, 4)
         colour = F.relu(self.colour(torch.cat([quarter, patches.to(quarter.dtype)], 1)))
         x = F.relu(self.residual[0](colour))
-        return FrameFeatures(F.relu(colour + self.residual[1](x)), eighth, x4, x5)
+        return FrameFeatures(F.relu(colour + self.residual[1](x)), eighth, x4, x5, grey)
 
 
 def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -279,7 +281,7 @@ class Fusion(nn.Module):
         nn.init.zeros_(self.flow.weight)
         with torch.no_grad():  # start out as the initial flow
             self.flow.bias.copy_(  # type: ignore[union-attr]
-                torch.tensor([0.0, 0.0, -4.0, 2.0])
+                torch.tensor([0.0, 0.0, -4.0, 4.0])
             )
 
     def forward(
@@ -313,19 +315,28 @@ class Refiner(nn.Module):
         super().__init__()
         self.radius = radius
         self.context = conv(context, 32, 1)
-        self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + hidden, hidden)
+        self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + 2 + hidden, hidden)
         self.blocks = nn.ModuleList([conv(hidden, hidden, dilation=d) for d in (1, 2)])
         self.update = conv(hidden, hidden)
         self.delta = conv(hidden, 2)
         self.mask = nn.Sequential(conv(hidden, 64), nn.ReLU(), conv(64, 144, 1))
-        self.scale = conv(hidden, 3)
+        self.scale = conv(hidden, 4)
         for layer in (self.delta, self.scale):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    def prepare(self, context: Tensor) -> Tensor:
-        """Compute once what does not change over iterations."""
-        return F.relu(self.context(context))
+    def prepare(self, context: Tensor, initial: Tensor, grey: tuple[Tensor, Tensor]) -> Tensor:
+        """Compute once what does not change over iterations: context, and two clues at full resolution.
+
+        The clues say where the initial flow fails: how far the other frame, brought back along it, differs from this
+        one, and how much the flow varies inside a cell.
+        """
+        size = context.shape[-2:]
+        apart = (warp(grey[1], initial) - grey[0]).abs().clamp(max=3)
+        inside = initial - resize_flow(resize_flow(initial, size), initial.shape[-2:])
+        rough = torch.log1p(inside.abs().sum(1, keepdim=True))
+        clues = F.avg_pool2d(torch.cat([apart, rough], 1), 4)
+        return torch.cat([F.relu(self.context(context)), clues.to(context.dtype)], 1)
 
     def forward(
         self,
@@ -404,7 +415,8 @@ class FlowNet(nn.Module):
         descriptors = self.describe(torch.cat([quarter, 8 * wide.to(quarter.dtype)], 1))
         descriptors = 4 * F.normalize(descriptors - descriptors.mean(1, keepdim=True), dim=1)
         near = (descriptors, swap_directions(descriptors))
-        context = self.refiner.prepare(quarter)
+        grey = torch.cat([a.grey, b.grey])
+        context = self.refiner.prepare(quarter, initial, (grey, swap_directions(grey)))
         size = initial.shape[-2:]
         steps = [resize_flow(flow, size)] if torch.is_grad_enabled() else []
         for _ in range(iterations or self.iterations):
@@ -412,9 +424,12 @@ class FlowNet(nn.Module):
             if torch.is_grad_enabled():
                 steps.append(resize_flow(flow, size))
         mask = self.refiner.mask(hidden)
-        # Every step has a loss of its own in training; the last one takes the learned upsampling.
-        steps = [*steps[:-1], convex_upsample(flow * 4, mask)]
         scales = self.refiner.scale(hidden).float()
         scales = F.interpolate(scales, size, mode="bilinear", align_corners=False)
+        # The last step takes the learned upsampling, and what the initial flow knows inside a cell where that helps:
+        # an untrained network returns the initial flow as it is. Earlier steps are there for their losses.
+        both = convex_upsample(4 * torch.cat([flow, initial4], 1), mask)
+        detail = (scales[:, 3:] + 3).sigmoid() * (initial - both[:, 2:])
+        steps = [*steps[:-1], both[:, :2] + detail]
         mixture = torch.cat([scales[:, :1], 10 * torch.sigmoid(scales[:, 1:2] - 1)], 1)
         return FlowFields(steps, mixture, scales[:, 2:3], match, hidden, mask, flow)

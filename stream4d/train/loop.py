@@ -12,15 +12,18 @@ import json
 import logging
 import math
 import os
+import struct
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -35,6 +38,17 @@ from stream4d.train.recipe import Recipe, dump_recipe
 
 logger = logging.getLogger(__name__)
 
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    ValueError,
+    EOFError,
+    struct.error,
+    UnpicklingError,
+    SafetensorError,
+)
+"""What torch and safetensors raise on files that are missing, cut off or no checkpoints."""
 MAX_BAD_STEPS = 10
 """Steps in a row whose loss or gradient is not finite before the run stops."""
 
@@ -148,7 +162,7 @@ class Trainer:
             self._average()
         else:
             logger.warning(
-                "step %d: loss %s, gradient %s: skipped", step, float(total), float(norm)
+                "step %d: loss %s, gradient %s: skipped", step, float(total.detach()), float(norm)
             )
         terms |= {"total": total.detach(), "gradient_norm": norm.detach()}
         return terms | _flow_errors(output, clips, initial), finite
@@ -246,7 +260,7 @@ class Trainer:
             self.ema = dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best = int(state["step"]), float(state["best"])
-        except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(f"cannot resume from {path}: {reason}") from None
 
@@ -311,7 +325,7 @@ def _initial_weights(net: TemporalNet, recipe: Recipe) -> None:
             loaded = torch.load(recipe.xfeat, map_location="cpu", weights_only=True)
             loaded = {k.removeprefix("net."): v for k, v in loaded.items()}
             net.encoder.load_state_dict(convert_xfeat(loaded), strict=False)
-    except (OSError, KeyError, RuntimeError, EOFError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise TrainingError(f"cannot read initial weights: {reason}") from None
 
