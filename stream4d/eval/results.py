@@ -22,6 +22,8 @@ from stream4d.eval.sequence import EvalSequence, load_folder
 
 ACCURACY = ("ate_m", "rpe_trans_m", "rpe_rot_deg", "depth_abs_rel", "mask_j", "flow_epe")
 """Figures that must repeat from run to run (times do not)."""
+COMMAND = "make results"
+"""What the page says it was made by: this module with ``--data`` set to the shared evaluation clips."""
 REPEATED = 3
 """How many of the shortest clips run twice."""
 
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         for calibrated in (False, True)
     ]
     repeat = repeatability(runs[0], clips, args.timeout)
-    page = results_page(runs, here, "make results", repeat)
+    page = results_page(runs, here, COMMAND, repeat)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(page, encoding="utf-8")
     logs.show(f"wrote {args.out}")

@@ -88,7 +88,11 @@ def results_page(
 
 def _model_section(run: dict[str, Any]) -> str:
     kind = "calibrated" if run["calibrated"] else "uncalibrated"
-    parts = [f"## Model `{run['model']}`, {kind}"]
+    flag = " --calibrated" if run["calibrated"] else ""
+    parts = [
+        f"## Model `{run['model']}`, {kind}",
+        f"`stream4d eval CLIPS/* --model {run['model']}{flag} --json out.json`",
+    ]
     for title, keys in (
         ("Camera", POSE),
         ("Depth and motion", SCENE),
