@@ -34,10 +34,10 @@ MAX_HELD = 40
 START_PARALLAX = 0.015
 """Median flow left after rotation, over the long side, at which a start is tried."""
 START_QUALITY = 6.0
-START_STILL_PX = 1.5
-START_EXPLAINED = 0.35
-"""Share of tracks that rotation alone may explain at a start: a camera that stands still before movers shows
-exactly this, while depth in front of a distant background leaves a range of parallax."""
+START_STILL_PX = 0.5
+START_EXPLAINED = 0.2
+"""Share of tracks that rotation alone may explain exactly at a start: a camera that stands still before movers
+shows a peak at zero, while a scene's depth leaves a range of parallax."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
 _SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost")

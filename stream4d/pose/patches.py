@@ -60,7 +60,7 @@ def choose(
 def _best_of_cells(response: Array, n: int, spacing: float) -> Array:
     """Take the strongest pixel of each grid cell; refuse those far weaker than the image's own level."""
     H, W = response.shape
-    size = max(int(np.sqrt(H * W / max(n, 1) / 1.3)), int(spacing), 4)
+    size = max(int(np.sqrt(H * W / max(n, 1) / 2)), int(0.7 * spacing), 4)
     rows, cols = -(-H // size), -(-W // size)
     padded = np.zeros((rows * size, cols * size), response.dtype)
     padded[:H, :W] = response
@@ -70,7 +70,9 @@ def _best_of_cells(response: Array, n: int, spacing: float) -> Array:
     v = np.repeat(np.arange(rows), cols) * size + best // size
     u = np.tile(np.arange(cols), rows) * size + best % size
     usable = strength > max(0.003 * float(strength.max()), 1e-7)
-    ranked = np.flatnonzero(usable)[np.argsort(-strength[usable], kind="stable")][:n]
+    # not the strongest n: they crowd on the best textured surface, which may be a mover
+    ranked = np.flatnonzero(usable)
+    ranked = ranked[np.linspace(0, len(ranked) - 1, min(n, len(ranked))).astype(int)]
     return np.stack([u[ranked], v[ranked]], axis=-1).astype(np.float64)
 
 

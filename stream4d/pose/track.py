@@ -99,7 +99,11 @@ def rotation_between(
 ) -> tuple[Array, Array]:
     """Fit a pure rotation (n rays at infinity); returns (3, 4) and the residual length per patch in pixels."""
     zero = np.zeros(len(rays))
-    fit = fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, info, start, COLD)
+    fits = [
+        fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, info, start, schedule)
+        for schedule in (COLD, WARM)
+    ]
+    fit = min(fits, key=lambda one: one.cost)
     q = rays @ fit.pose[:, :3].T
     z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
     residual = cam[:2] * q[:, :2] / z[:, None] + cam[2:] - uv
