@@ -85,6 +85,46 @@ def test_bfloat16_agrees_with_float32(name):
     assert abs(np.median(ratio) - 1) < 0.1
 
 
+@pytest.mark.parametrize("name", ["must3r", "streamvggt"])
+def test_native_memory_goes_on_from_its_state(name):
+    from families import video_info
+
+    from stream4d.packets import Window
+
+    model = create_model(name, weights="random", **TINY_OPTIONS[name])
+    frames = make_frames(8, 96, 64)
+    windows = [
+        Window(index=k, frames=frames[2 * k : 2 * k + 4], overlap=2 if k else 0) for k in range(3)
+    ]
+    with model.session(video_info(96, 64)) as session:
+        for window in windows[:2]:
+            session.step(window)
+        state = {key: np.array(value) for key, value in session.state().items()}
+        wanted = session.step(windows[2])
+    with model.session(video_info(96, 64)) as session:
+        session.restore(state)
+        got = session.step(windows[2])
+    np.testing.assert_array_equal(got.depth, wanted.depth)
+    np.testing.assert_array_equal(got.window_from_cam, wanted.window_from_cam)
+
+
+def test_memory_too_large_to_save_is_begun_anew(monkeypatch):
+    from families import video_info
+
+    from stream4d.models import family
+    from stream4d.packets import Window
+
+    monkeypatch.setattr(family, "RESUME_BYTES", 100)
+    model = create_model("must3r", weights="random", **TINY_OPTIONS["must3r"])
+    frames = make_frames(4, 96, 64)
+    with model.session(video_info(96, 64)) as session:
+        session.step(Window(index=0, frames=frames[:3], overlap=0))
+        assert session.state() == {}
+    with model.session(video_info(96, 64)) as session:
+        session.restore({})
+        assert session.step(Window(index=1, frames=frames[2:], overlap=1)).depth.shape[0] == 2
+
+
 def test_cards_are_complete():
     for name in list_models():
         card = model_card(name)

@@ -36,6 +36,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 RANDOM = "random"
 """As ``weights``: untrained, for measuring speed and memory."""
 
+RESUME_BYTES = 256 << 20
+"""A larger memory is not written into the store at every commit."""
+
 _announced: set[str] = set()
 
 
@@ -192,6 +195,49 @@ class NativeSession(ForeignSession):
     def advance(self, frames: Sequence[Frame]) -> list[FrameResult]:
         """Take new frames, in order."""
         raise NotImplementedError
+
+    def memory_state(self) -> dict[str, torch.Tensor]:
+        """Return the memory as tensors; empty if the family cannot save it."""
+        return {}
+
+    def restore_memory(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over what `memory_state` returned."""
+
+    def state(self) -> State:
+        """Return memory and kept results, or nothing where they exceed ``RESUME_BYTES``.
+
+        Without a state a resumed run begins a new memory at the overlap, and the pose chain joins the two there.
+        """
+        memory = self.memory_state()
+        if sum(x.numel() * x.element_size() for x in memory.values()) > RESUME_BYTES:
+            return {}
+        out = {f"memory.{name}": numpy(value) for name, value in memory.items()}
+        for index, result in self.results.items():
+            for name in ("depth", "confidence", "K", "scene_from_cam"):
+                out[f"result.{index}.{name}"] = np.asarray(getattr(result, name))
+        return out
+
+    def restore(self, state: State) -> None:
+        """Go on from an earlier ``state``."""
+        if not state:
+            return
+        tensors = {
+            name.removeprefix("memory."): torch.from_numpy(np.array(value)).to(self.model.device)
+            for name, value in state.items()
+            if name.startswith("memory.")
+        }
+        with torch.inference_mode():
+            self.restore_memory(tensors)
+        indices = sorted({int(n.split(".")[1]) for n in state if n.startswith("result.")})
+        self.results = {
+            i: FrameResult(
+                **{
+                    name: state[f"result.{i}.{name}"]
+                    for name in ("depth", "confidence", "K", "scene_from_cam")
+                }
+            )
+            for i in indices
+        }
 
     def predict(self, window: Window) -> Prediction:
         new = [frame for frame in window.frames if frame.index not in self.results]

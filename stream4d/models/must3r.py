@@ -372,6 +372,27 @@ class Must3rSession(NativeSession):
         self.focal_sum = 0.0
         self.focal_weight = 0.0
 
+    def memory_state(self) -> dict[str, Tensor]:
+        state = {f"layer.{i}": x for i, x in enumerate(self.memory.layers)}
+        state |= {f"known.{name}": torch.from_numpy(x) for name, x in self.known.state().items()}
+        return state | {
+            "labels": self.memory.labels,
+            "images": torch.tensor(self.memory.images),
+            "keyframes": torch.tensor(self.keyframes, dtype=torch.long),
+            "focal": torch.tensor([self.focal_sum, self.focal_weight], dtype=torch.float64),
+        }
+
+    def restore_memory(self, state: dict[str, Tensor]) -> None:
+        count = sum(name.startswith("layer.") for name in state)
+        layers = [state[f"layer.{i}"] for i in range(count)]
+        self.memory = Memory(layers, state["labels"], int(state["images"]))
+        self.keyframes = state["keyframes"].tolist()
+        self.focal_sum, self.focal_weight = state["focal"].tolist()
+        prefix = "known."
+        self.known.restore(
+            {k.removeprefix(prefix): numpy(v) for k, v in state.items() if k.startswith(prefix)}
+        )
+
     def advance(self, frames: Sequence[Frame]) -> list[FrameResult]:
         out = []
         # The first two images enter together: each helps the other, and neither sees only itself.

@@ -90,6 +90,18 @@ class PointIndex:
             # The first frame stays: it defines the scene.
             self._kept.pop(1)
 
+    def state(self) -> dict[str, Array]:
+        """Return the map as arrays."""
+        out = {}
+        for i, (points, bins) in enumerate(self._kept):
+            out[f"{i}.points"], out[f"{i}.bins"] = points, bins
+        return out
+
+    def restore(self, state: dict[str, Array]) -> None:
+        """Go on from an earlier ``state``."""
+        count = len(state) // 2
+        self._kept = [(state[f"{i}.points"], state[f"{i}.bins"]) for i in range(count)]
+
 
 def _nearest(points: Array, known: Array, chunk: int = 1024) -> Array:
     target = torch.from_numpy(known)

@@ -69,6 +69,11 @@ class StreamCaches:
             ]
         self.seen = 0
 
+    def all(self) -> list[KVCache]:
+        """Return every cache once."""
+        camera = {id(cache): cache for step in self.camera for cache in step}
+        return [*self.trunk, *camera.values()]
+
 
 class StreamVggtNet(VggtNet):
     """VGGT's network with a causal mask (all frames at once) or with caches (one frame at a time)."""
@@ -149,6 +154,23 @@ class StreamVggtSession(NativeSession):
     def __init__(self, model: Any, info: VideoInfo, fitted: Any) -> None:
         super().__init__(model, info, fitted)
         self.caches = StreamCaches(model.config)
+
+    def memory_state(self) -> dict[str, Tensor]:
+        caches = self.caches.all()
+        state = {
+            f"{index}.{name}": value
+            for index, cache in enumerate(caches)
+            for name, value in cache.state().items()
+        }
+        return state | {"seen": torch.tensor(self.caches.seen)}
+
+    def restore_memory(self, state: dict[str, Tensor]) -> None:
+        self.caches.seen = int(state["seen"])
+        for index, cache in enumerate(self.caches.all()):
+            prefix = f"{index}."
+            cache.restore(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
 
     def advance(self, frames: Sequence[Frame]) -> list[FrameResult]:
         return [self._one(frame) for frame in frames]
