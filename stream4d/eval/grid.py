@@ -103,6 +103,14 @@ def _remove_distortion(distorted: Array, distortion: Array) -> Array:
     return ideal
 
 
+def camera_rays(K: Array, size: tuple[int, ...], shape: tuple[int, int]) -> Array:
+    """Return (H, W, 3) rays with z = 1 of a camera whose K belongs to images of ``size`` (h, w)."""
+    H, W = shape
+    K = scale_K(K, W / size[1], H / size[0])
+    v, u = np.mgrid[:H, :W].astype(np.float64)
+    return np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones((H, W))], axis=-1)
+
+
 def resize_map(image: Array, shape: tuple[int, int]) -> Array:
     """Resize a predicted (h, w) map to (H, W) linearly; NaN spreads to every pixel that it touches."""
     if image.shape[:2] == shape:

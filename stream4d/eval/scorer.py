@@ -17,7 +17,7 @@ from stream4d.eval.depth import DepthSample, DepthScore, score_depth
 from stream4d.eval.flow import FlowScorer, dis_flow
 from stream4d.eval.flow_tracks import FlowTracks
 from stream4d.eval.geodesy import from_enu, geodesic_m, to_enu
-from stream4d.eval.grid import TruthGrid, resize_flow, resize_map
+from stream4d.eval.grid import TruthGrid, camera_rays, resize_flow, resize_map
 from stream4d.eval.kitti import kitti_drift
 from stream4d.eval.motion import MotionScorer
 from stream4d.eval.pointmap import PointSample, score_points
@@ -31,7 +31,6 @@ from stream4d.eval.trajectory import (
     score_trajectory,
 )
 from stream4d.geometry.align import align_points
-from stream4d.geometry.camera import scale_K
 from stream4d.geometry.transforms import transform_points
 from stream4d.packets import Array, PosedFrame, PoseRevision, VideoInfo
 
@@ -106,13 +105,13 @@ class SequenceScorer:
         truth = self._grid.truth(truth)
         if self._sequence.max_depth_m is not None:
             truth = np.where(truth < self._sequence.max_depth_m, truth, 0)
-        shape = truth.shape[:2]
+        shape = truth.shape[0], truth.shape[1]
         predicted = resize_map(frame.depth, shape)
         self._depth.add(frame.index, predicted, truth, resize_map(frame.confidence, shape))
-        rays = self._grid.truth_rays((shape[0], shape[1]))
+        rays = self._grid.truth_rays(shape)
         if rays is not None:
             known = np.where(truth > 0, truth, np.nan)[..., None]
-            ours = _rays(frame.K, frame.depth.shape, (shape[0], shape[1])) * predicted[..., None]
+            ours = camera_rays(frame.K, frame.depth.shape[:2], shape) * predicted[..., None]
             self._points.add(frame.index, ours, rays * known)
 
     def _add_motion(self, frame: PosedFrame) -> None:
@@ -323,14 +322,6 @@ class SequenceScorer:
                 flow_dis_fl_percent=dis.fl_percent,
             )
             details["flow"], details["flow_dis"] = asdict(flow), asdict(dis)
-
-
-def _rays(K: Array, processed: tuple[int, ...], shape: tuple[int, int]) -> Array:
-    """Return (H, W, 3) rays with z = 1 of the predicted camera, at the size of the ground truth."""
-    H, W = shape
-    K = scale_K(K, W / processed[1], H / processed[0])
-    v, u = np.mgrid[:H, :W].astype(np.float64)
-    return np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones((H, W))], axis=-1)
 
 
 def _plot_data(score: TrajectoryScore) -> dict[str, Any]:

@@ -61,13 +61,21 @@ def main(text: str) -> int:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
+    frames = 0
+
+    def on_frames(count: int) -> None:
+        nonlocal frames
+        frames = count
+        send({"frames": count})
+
     spec = Spec(**json.loads(text))
     try:
-        row, details = evaluate(spec, lambda frames: send({"frames": frames}))
+        row, details = evaluate(spec, on_frames)
     except Stream4DError as error:
         from stream4d.eval.row import empty_row
 
-        row, details = empty_row(spec.name, "failed", f"{type(error).__name__}: {error}"), {}
+        reason = f"{type(error).__name__}: {error}"
+        row, details = empty_row(spec.name, "failed", reason, frames), {}
     send({"row": row, "details": details})
     return 0
 
