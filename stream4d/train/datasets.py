@@ -1,7 +1,7 @@
 """Real data for training: open a data set by name, draw clips from it, mix several by weight.
 
-The families (``families_rendered``, ``families_captured``) read official folder layouts; ``recordings`` derives what
-follows from depth, pose and flow. Every clip has the same type as a rendered one (``ClipBatch``).
+The families (``families_*``, ``unlabelled``) read official folder layouts; ``recordings``
+derives what follows from depth, pose and flow. Every clip has the same type as a rendered one (``ClipBatch``).
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import numpy as np
 
 from stream4d.errors import TrainingError
 from stream4d.train import families_captured as captured
+from stream4d.train import families_film as film
 from stream4d.train import families_rendered as rendered
 from stream4d.train.clip import ClipBatch, concatenate
 from stream4d.train.recordings import Recording, complete, fit, to_batch
+from stream4d.train.unlabelled import unlabelled
 
 FAMILIES: dict[str, Callable[[Path], list[Recording]]] = {
     "pointodyssey": rendered.point_odyssey,
     "tartanair": rendered.tartanair,
-    "spring": rendered.spring,
-    "sintel": rendered.sintel,
+    "spring": film.spring,
+    "sintel": film.sintel,
     "vkitti2": rendered.vkitti2,
     "scannet": captured.scannet,
     "waymo": captured.waymo,
     "co3d": captured.co3d,
     "megadepth": captured.megadepth,
-    "video": captured.unlabelled,
+    "video": unlabelled,
 }
 """Name → function that lists the recordings under a folder. ``video`` has no labels."""
 

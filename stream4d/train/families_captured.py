@@ -1,7 +1,7 @@
 """Captured data sets in the folder layouts that their makers (or usual extraction scripts) produce.
 
 ScanNet (Dai et al. 2017), Waymo Open (Sun et al. 2020) as extracted to images, CO3D v2 (Reizenstein et al. 2021),
-MegaDepth (Li and Snavely 2018), and plain video without labels.
+MegaDepth (Li and Snavely 2018).
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from stream4d.errors import TrainingError
 from stream4d.geometry.transforms import invert, rigid, rotation_from_quat_wxyz
-from stream4d.train.families_rendered import stack
-from stream4d.train.formats import read_exr, read_h5, read_png16, read_rgb
+from stream4d.train.formats import read_exr, read_h5, read_png16, read_rgb, stack
 from stream4d.train.recordings import RawClip, Recording
 
 Array = npt.NDArray[Any]
@@ -305,50 +304,3 @@ class _MegaReader:
             ),
             is_static=posed,
         )
-
-
-# --- video without labels -------------------------------------------------------------------------------
-
-_VIDEO_TYPES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v"}
-_IMAGE_TYPES = {".jpg", ".jpeg", ".png"}
-
-
-def unlabelled(root: Path) -> list[Recording]:
-    """Any tree of video files and folders of numbered images; there is nothing but colour."""
-    videos = [
-        _video(path) for path in sorted(root.rglob("*")) if path.suffix.lower() in _VIDEO_TYPES
-    ]
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in _IMAGE_TYPES:
-            folders[path.parent].append(path)
-    stills = [
-        Recording(str(folder), len(paths), _ImageReader(paths), max_stride=2)
-        for folder, paths in sorted(folders.items())
-    ]
-    return videos + stills
-
-
-def _video(path: Path) -> Recording:
-    from decord import VideoReader
-
-    try:
-        length = len(VideoReader(str(path)))
-    except RuntimeError as error:
-        raise TrainingError(f"cannot open the video {str(path)!r}: {error}") from error
-
-    def read(indices: Sequence[int]) -> RawClip:
-        frames = VideoReader(str(path)).get_batch(list(indices))
-        return RawClip(rgb=np.asarray(frames.asnumpy(), np.uint8))
-
-    return Recording(str(path), length, read, max_stride=2)
-
-
-class _ImageReader:
-    """Reads images of one folder."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
-
-    def __call__(self, indices: Sequence[int]) -> RawClip:
-        return RawClip(rgb=stack(read_rgb, [self._paths[i] for i in indices]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +118,23 @@ def read_exr(path: Path) -> Array:  # (H, W)
     channels = OpenEXR.File(str(path)).channels()
     pixels = np.asarray(next(iter(channels.values())).pixels, np.float32)
     return pixels[..., 0] if pixels.ndim == 3 else pixels
+
+
+def stack(read: Callable[[Path], Array], paths: Sequence[Path]) -> Array:
+    """Read files into one array."""
+    return np.stack([read(path) for path in paths])
+
+
+def are_neighbours(indices: Sequence[int]) -> bool:
+    """Return whether frames follow one another, so that flow files tie them together."""
+    return all(b == a + 1 for a, b in pairwise(indices))
+
+
+def read_if_there(
+    indices: Sequence[int], path_of: Callable[[int], Path], read: Callable[[Path], Array]
+) -> Array | None:
+    """Read one file a frame into one array, or None where one is missing or there is no frame."""
+    paths = [path_of(i) for i in indices]
+    if not paths or not all(path.exists() for path in paths):
+        return None
+    return stack(read, paths)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from stream4d.train.casting import NEAR, Solids, cast
+from stream4d.train.movers import CONVEX_SLOTS
 from stream4d.train.shading import Surfaces, look_up
-from stream4d.train.worlds import CONVEX_SLOTS, World
+from stream4d.train.worlds import World
 
 _SAME_SURFACE = 1e-3
 """Relative depth difference below which two hits are the same point."""

@@ -20,14 +20,15 @@ from stream4d.train.casting import Solids, cast, image_bounds
 from stream4d.train.clip import ClipBatch, concatenate
 from stream4d.train.effects import apply_effects
 from stream4d.train.labels import Motion, displacement, follow
+from stream4d.train.movers import KINDS
 from stream4d.train.options import SceneOptions
 from stream4d.train.shading import Surfaces, make_look, shade
 from stream4d.train.textures import make_atlas
-from stream4d.train.worlds import KINDS, World, sample_world
+from stream4d.train.worlds import World, sample_world
 
 __all__ = ["ClipBatch", "SceneOptions", "concatenate", "render_clips"]
 
-_PIXELS_A_PASS = 1 << 25
+_PIXELS_A_PASS = 1 << 23
 """Pixels that an accelerator renders at once (about 150 float32 maps of them are alive)."""
 _PIXELS_IN_CACHE = 1 << 16
 """On a CPU, frames are shaded a few at a time, so that the maps stay in the cache."""
