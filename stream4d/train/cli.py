@@ -1,12 +1,20 @@
-"""``stream4d train``: run a recipe, or validate weights on clips with ground truth."""
+"""``stream4d train``: run a recipe, or score weights on clips with ground truth."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+EXAMPLES = """examples:
+  stream4d train configs/train/smoke.yaml --out runs/smoke       does training run here? (a minute)
+  stream4d train configs/train/cpu.yaml --out runs/a --resume    go on after a break
+  stream4d train --validate clips/ --weights runs/a/ema.safetensors"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``stream4d train``."""
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", nargs="?", help="YAML recipe, see configs/train")
     parser.add_argument(
         "--out", default="runs/train", help="folder of the run (default: %(default)s)"
@@ -19,20 +27,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="stop after so many steps in this call")
     parser.add_argument(
-        "--validate", metavar="FOLDER", help="score weights on clips with ground truth instead"
+        "--validate", metavar="FOLDER", help="score weights on sequences with ground truth instead"
     )
-    parser.add_argument("--weights", help="weights for --validate (default: those of the package)")
+    parser.add_argument("--weights", help="weights to score (default: those of the package)")
+    parser.add_argument("--frames", type=int, default=48, help="frames scored per sequence")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from stream4d.errors import TrainingError
 
+    if args.validate is not None:
+        return _validate(args)
     if args.recipe is None:
         raise TrainingError("give a recipe, for example: stream4d train configs/train/cpu.yaml")
+    if args.steps is not None and args.steps < 1:
+        raise TrainingError(f"--steps must be at least 1, got {args.steps}")
     from stream4d.train.loop import Trainer
     from stream4d.train.recipe import load_recipe
 
-    trainer = Trainer(load_recipe(args.recipe), args.out, device=args.device, resume=args.resume)
+    trainer = Trainer(
+        load_recipe(args.recipe), args.out, device=_device(args.device), resume=args.resume
+    )
     trainer.run(stop_after=args.steps)
+    return 0
+
+
+def _device(name: str) -> str:
+    """Under torchrun each process takes the GPU of its local rank."""
+    import os
+
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if name == "cuda" and "LOCAL_RANK" in os.environ
+        else name
+    )
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from stream4d.errors import TrainingError
+    from stream4d.models.temporal import TemporalModel
+    from stream4d.train.benchmark import table, validate
+
+    folder = Path(args.validate)
+    if not folder.is_dir():
+        raise TrainingError(f"no such folder: {folder}")
+    model = TemporalModel.create("temporal", weights=args.weights, device=args.device)
+    print(table(validate(folder, model, frames=args.frames)))  # noqa: T201
     return 0
