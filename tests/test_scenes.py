@@ -175,6 +175,21 @@ def test_the_seed_decides_everything() -> None:
     assert not torch.equal(first.rgb, other.rgb)
 
 
+def test_frames_rendered_together_or_singly_agree(
+    clips: ClipBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream4d.train.scenes._PIXELS_IN_CACHE", 1)
+    singly = render_clips(3, 6, 3, SIZE, "cpu", CLEAN)
+    monkeypatch.setattr("stream4d.train.scenes._PIXELS_IN_CACHE", 1 << 30)
+    together = render_clips(3, 6, 3, SIZE, "cpu", CLEAN)
+    for field in fields(ClipBatch):
+        one, all_at_once = getattr(singly, field.name), getattr(together, field.name)
+        if one.dtype == torch.bool:
+            assert (one != all_at_once).float().mean() < 1e-4, field.name
+        else:
+            torch.testing.assert_close(one, all_at_once, rtol=1e-4, atol=1e-4, msg=field.name)
+
+
 def test_effects_change_colour_only() -> None:
     plain = render_clips(7, 2, 3, SIZE, "cpu", SceneOptions(tiles=12, atlases=1, effects=False))
     dirty = render_clips(7, 2, 3, SIZE, "cpu", SceneOptions(tiles=12, atlases=1, effects=True))

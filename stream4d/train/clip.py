@@ -36,7 +36,8 @@ class ClipBatch:
     occluded_backward: Tensor
     """(B, T-1, H, W) bool: the surface point of this pixel of t+1 is hidden or outside in t."""
     scene_flow: Tensor
-    """(B, T-1, H, W, 3) float32 displacement of the surface point in the world, t → t+1."""
+    """(B, T-1, H, W, 3) float32 displacement of the surface point in the world, t → t+1; exact for rendered clips,
+    zero where it is not known (real data; surfaces hidden before time was reversed)."""
     motion_mask: Tensor
     """(B, T, H, W) bool: the surface moves in the world (the last frame: it has just moved)."""
     valid_depth: Tensor
@@ -46,7 +47,7 @@ class ClipBatch:
     valid_flow_backward: Tensor
     """(B, T-1, H, W) bool: ``flow_backward`` is known."""
     valid_motion: Tensor
-    """(B, T, H, W) bool: ``motion_mask`` is known; with ``valid_flow`` so is ``scene_flow``."""
+    """(B, T, H, W) bool: ``motion_mask`` is known."""
     has_pose: Tensor
     """(B,) bool: ``world_from_cam`` is known; False for unlabelled video."""
     has_intrinsics: Tensor
