@@ -85,8 +85,8 @@ def test_bfloat16_agrees_with_float32(name):
     assert abs(np.median(ratio) - 1) < 0.1
 
 
-@pytest.mark.parametrize("name", ["must3r", "streamvggt"])
-def test_native_memory_goes_on_from_its_state(name):
+@pytest.mark.parametrize("name", ["monst3r", "must3r", "streamvggt"])
+def test_session_goes_on_from_its_state(name):
     from families import video_info
 
     from stream4d.packets import Window
@@ -104,8 +104,8 @@ def test_native_memory_goes_on_from_its_state(name):
     with model.session(video_info(96, 64)) as session:
         session.restore(state)
         got = session.step(windows[2])
-    np.testing.assert_array_equal(got.depth, wanted.depth)
-    np.testing.assert_array_equal(got.window_from_cam, wanted.window_from_cam)
+    np.testing.assert_allclose(got.depth, wanted.depth, rtol=1e-5)
+    np.testing.assert_allclose(got.window_from_cam, wanted.window_from_cam, atol=1e-5)
 
 
 def test_memory_too_large_to_save_is_begun_anew(monkeypatch):

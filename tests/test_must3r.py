@@ -159,37 +159,50 @@ def check_memory(t, prefix, memory):
             assert relative_error(memory.layers[layer], t[f"{prefix}.mem{layer}"]) < 5e-5
 
 
-def test_working_memory_equals_the_official_video_loop(seven_images):
+KEYFRAMES = {0, 1, 3, 6}
+BATCHES = ([0, 1], [2], [3], [4], [5], [6])
+
+
+def check_points(t, prefix, points):
+    for i, p in points.items():
+        assert relative_error(p.in_scene, t[f"{prefix}.pts3d{i}"]) < 5e-5
+        if f"{prefix}.conf{i}" in t:
+            assert relative_error(p.confidence, t[f"{prefix}.conf{i}"]) < 5e-5
+
+
+@pytest.mark.parametrize(("prefix", "local"), [("mem.video.w2", 2), ("mem.video.w3_refine1", 3)])
+def test_working_memory_equals_the_official_video_loop(seven_images, prefix, local):
     t, net, encoded = seven_images
-    keyframes = {0, 1, 3, 6}
-    batches = ([0, 1], [2], [3], [4], [5], [6])
-    for prefix, local in (("mem.video.w2", 2), ("mem.video.w3_refine1", 3)):
-        memory, points = Memory(), {}
-        for batch in batches:
-            raw, memory = net.decoder([together(encoded, batch)], memory)
-            points |= {i: activate(raw[0][j]) for j, i in enumerate(batch)}
-            recent = range(batch[-1] - local + 1, batch[-1] + 1)
-            memory = memory.keep(sorted({*recent, *keyframes}))
-        memory = memory.keep(sorted(keyframes))
-        assert memory.images == t[f"{prefix}.n_imgs"]
-        if "refine" in prefix:
-            continue
-        check_memory(t, prefix, memory)
-        for i, p in points.items():
-            assert relative_error(p.in_scene, t[f"{prefix}.pts3d{i}"]) < 5e-5
-            if f"{prefix}.conf{i}" in t:
-                assert relative_error(p.confidence, t[f"{prefix}.conf{i}"]) < 5e-5
+    memory, points = Memory(), {}
+
+    def forget(memory, newest):
+        return memory.keep(sorted({*range(newest - local + 1, newest + 1), *KEYFRAMES}))
+
+    for batch in BATCHES:
+        raw, memory = net.decoder([together(encoded, batch)], memory)
+        points |= {i: activate(raw[0][j]) for j, i in enumerate(batch)}
+        memory = forget(memory, batch[-1])
+    memory = memory.keep(sorted(KEYFRAMES))
+    if "refine" in prefix:
+        for batch in BATCHES:
+            raw, memory = refine(net.decoder, memory, {i: encoded[i] for i in batch})
+            points |= {i: activate(raw[j][0]) for j, i in enumerate(batch)}
+            memory = forget(memory, batch[-1])
+        memory = memory.keep(sorted(KEYFRAMES))
+    assert memory.images == t[f"{prefix}.n_imgs"]
+    check_memory(t, prefix, memory)
+    check_points(t, prefix, points)
 
 
 def test_refined_memory_equals_the_official_one(seven_images):
     t, net, encoded = seven_images
     memory = Memory()
-    for batch in ([0, 1], [2], [3]):
+    for batch in BATCHES[:3]:
         _, memory = net.decoder([together(encoded, batch)], memory)
     for passes in (0, 1):
         if passes:
-            batches = [{i: encoded[i] for i in batch} for batch in ([0, 1], [2], [3])]
-            memory = refine(net.decoder, memory, batches)
+            for batch in BATCHES[:3]:
+                _, memory = refine(net.decoder, memory, {i: encoded[i] for i in batch})
         prefix = f"mem.offline.refine{passes}"
         check_memory(t, prefix, memory)
         for i in range(7):

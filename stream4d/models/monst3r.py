@@ -42,7 +42,7 @@ from stream4d.models.family import check_options, to_prediction
 from stream4d.models.pairs import initial_scene, make_pairs, relative_motion
 from stream4d.models.resize import Fit
 from stream4d.models.weights import Checkpoint
-from stream4d.packets import Array, Prediction, VideoInfo, Window
+from stream4d.packets import Array, Prediction, State, VideoInfo, Window
 
 STATIC_PX = 1.5
 """Residual flow in pixels that noise explains: where the motion test is at one half."""
@@ -130,6 +130,19 @@ class Monst3rSession(Dust3rSession):
         self.focal: float | None = None
         preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
         self.dis = cv2.DISOpticalFlow.create(preset)
+
+    def state(self) -> State:
+        """Return what the last window settled: poses and coarse depth of its frames, and the focal length."""
+        out: State = {} if self.focal is None else {"focal": np.array(self.focal)}
+        for index, known in self.known.items():
+            out[f"{index}.pose"], out[f"{index}.depth"] = known
+        return out
+
+    def restore(self, state: State) -> None:
+        """Go on from an earlier ``state``; pairs and flows of the overlap are computed again, equally."""
+        self.focal = float(state["focal"]) if "focal" in state else None
+        indices = sorted({int(name.split(".")[0]) for name in state if name.endswith(".pose")})
+        self.known = {i: Known(state[f"{i}.pose"], state[f"{i}.depth"]) for i in indices}
 
     def predict(self, window: Window) -> Prediction:
         encoded = self.encode(window)

@@ -295,25 +295,27 @@ KEY_MAP = KeyMap(
 )
 
 
-def refine(decoder: Must3rDecoder, memory: Memory, batches: Sequence[dict[int, Encoded]]) -> Memory:
-    """Run images that are in the memory again, and replace what they left (the reference image stays).
+def refine(
+    decoder: Must3rDecoder, memory: Memory, batch: dict[int, Encoded]
+) -> tuple[list[Tensor], Memory]:
+    """Run images again that are in the memory, and replace what they left there (the reference image stays).
 
     Args:
-        batches: image number → encoding; the images of a batch see each other and the whole memory.
+        batch: image number → its encoding; the images see each other and the whole memory.
+
+    Returns:
+        per image (1, H, W, 7) raw head outputs, and the new memory.
     """
-    for batch in batches:
-        _, grown = decoder(list(batch.values()), memory)
-        labels = grown.labels.clone()
-        for place, number in enumerate(batch):
-            if number != 0:
-                labels[grown.labels == number] = -1
-                labels[grown.labels == memory.images + place] = number
-            else:
-                labels[grown.labels == memory.images + place] = -1
-        order = torch.argsort(labels, stable=True)
-        order = order[labels[order] >= 0]
-        memory = Memory([x[:, order] for x in grown.layers], labels[order], memory.images)
-    return memory
+    outputs, grown = decoder(list(batch.values()), memory)
+    labels = grown.labels.clone()
+    for place, number in enumerate(batch):
+        is_old, is_new = grown.labels == number, grown.labels == memory.images + place
+        labels[is_new] = number if number != 0 else -1
+        if number != 0:
+            labels[is_old] = -1
+    order = torch.argsort(labels, stable=True)
+    order = order[labels[order] >= 0]
+    return outputs, Memory([x[:, order] for x in grown.layers], labels[order], memory.images)
 
 
 class Must3rModel(ForeignModel):
