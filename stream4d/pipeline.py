@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from stream4d.reader import open_video
 from stream4d.reader.base import VideoReader
 from stream4d.reader.windows import sliding_windows
 from stream4d.store.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from stream4d.viz.rerun_sink import RerunSink
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class Reconstruction:
         self._model = model
         self._extra_sinks = tuple(sinks)
         self._overwrite, self._resume = overwrite, resume
+        self.store: StoreWriter | None = None
+        self.view: RerunSink | None = None
         self._stack = ExitStack()
         self._stopped = self._finished = False
 
@@ -120,7 +125,6 @@ class Reconstruction:
         return self._stopped
 
     def _open_sinks(self) -> Iterator[Sink]:
-        self.store: StoreWriter | None = None
         if self.out is not None:
             self.store = StoreWriter(
                 self.out,
@@ -135,12 +139,15 @@ class Reconstruction:
         if self.config.view.mode != "none" or self.config.view.save_rrd:
             from stream4d.viz.rerun_sink import RerunSink
 
-            yield RerunSink(
+            start_ns = self.reader.clock_start_ns
+            self.view = RerunSink(
                 self.config.view,
                 self.info,
                 Path(self.source).stem or self.source,
-                overwrite=self._overwrite or self._resume,
+                overwrite=self._overwrite,
+                clock=None if start_ns is None else start_ns.__add__,
             )
+            yield self.view
         yield from self._extra_sinks
 
     def _emit(self, frames: Iterable[PosedFrame]) -> Iterator[PosedFrame]:

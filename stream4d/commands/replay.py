@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``stream4d replay``."""
     parser.add_argument("path", metavar="STORE|FILE.rrd")
     parser.add_argument("--view", choices=("native", "web", "none"), help="which viewer [native]")
+    parser.add_argument("--view-host", default="127.0.0.1", metavar="ADDRESS", help="[127.0.0.1]")
+    parser.add_argument("--view-port", type=int, default=9090, metavar="N", help="[9090]")
     parser.add_argument("--save-rrd", metavar="FILE", help="write a Rerun recording")
     parser.add_argument("--speed", type=float, default=1.0, help="1: as filmed, 0: at once [1]")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from stream4d.viz.replay import open_recording, replay
 
     if Path(args.path).suffix == ".rrd":
-        open_recording(args.path, mode=args.view or "native")
+        open_recording(
+            args.path, mode=args.view or "native", host=args.view_host, port=args.view_port
+        )
         return 0
     from stream4d.store.reader import open_store
 
@@ -45,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if len(store) == 0:
         raise StoreError(f"{args.path} holds no frames yet: nothing to replay")
     mode: Any = args.view or ("none" if args.save_rrd else "native")
-    config = ViewConfig(mode=mode, save_rrd=args.save_rrd)
+    config = ViewConfig(mode=mode, save_rrd=args.save_rrd, host=args.view_host, port=args.view_port)
     frames = range(len(store))[args.start : args.end]
     with logs.Progress(len(frames)) as progress:
 

@@ -192,6 +192,9 @@ def run(args: argparse.Namespace) -> int:
             restore_signal()
     if not args.quiet:
         logs.show(summary.closing(interrupted=run.is_stopped))
+    if run.view is not None:
+        run.view.wait()
+        run.view.close()
     return 130 if run.is_stopped and not run.info.is_live else 0
 
 
