@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -116,9 +117,14 @@ def windows():
     ]
 
 
-def test_monst3r_window_is_the_scene_and_the_next_one_keeps_its_scale(monkeypatch):
+@pytest.mark.parametrize("has_poses", [False, True])
+def test_monst3r_window_is_the_scene_and_the_next_one_keeps_its_scale(has_poses, monkeypatch):
     session = session_of("monst3r", iterations=60)
     truth = Truth(session.fit, count=6)
+    if has_poses:  # in a world of their own
+        truth_in_given = np.linalg.inv(truth.poses[0]) @ truth.poses
+        offset = se3_exp(np.array([3.0, 1.0, -2.0, 0.4, -0.2, 0.1]))
+        given = list(offset @ truth_in_given)
     rng = np.random.default_rng(0)
     scales = {}
 
@@ -142,8 +148,20 @@ def test_monst3r_window_is_the_scene_and_the_next_one_keeps_its_scale(monkeypatc
     monkeypatch.setattr(session, "pair", pair)
     monkeypatch.setattr(session, "_optical_flow", flows)
     first, second = windows()
+    if has_poses:
+        first, second = (
+            dataclasses.replace(
+                window,
+                frames=tuple(
+                    dataclasses.replace(f, world_from_cam=given[f.index]) for f in window.frames
+                ),
+            )
+            for window in (first, second)
+        )
     prediction = session.step(first)
-    scale = np.nanmedian(prediction.depth[0] / truth.depth_frame(0))
+    if has_poses:
+        np.testing.assert_allclose(session.known[2].world_from_cam, given[2], atol=1e-5)
+    scale = 1.0 if has_poses else np.nanmedian(prediction.depth[0] / truth.depth_frame(0))
     truth.check(prediction, scale, rtol=4e-3)
     assert (prediction.motion_prob > 0.5).mean() < 0.01
     truth.check(session.step(second), scale, first=2, rtol=6e-3)
@@ -177,7 +195,12 @@ def test_vggt_world_to_camera_becomes_window_from_camera(source, mode):
         torch.tensor(points)[None],
         ones,
     )
-    truth.check(vggt_prediction(truth.fit, out, VggtConfig(points_from=source)), scale=1.0)
+    config = VggtConfig(points_from=source)
+    truth.check(vggt_prediction(truth.fit, out, config, [None] * 4), scale=1.0)
+    wrong = encode_cameras(torch.tensor(cam_from_world), 1.3 * K, (h, w))
+    out = out._replace(pose_encodings=[wrong[None]])
+    if source == "depth":
+        truth.check(vggt_prediction(truth.fit, out, config, [truth.K_net] * 4), scale=1.0)
 
 
 def test_must3r_local_and_global_points_become_poses(monkeypatch):

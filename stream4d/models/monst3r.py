@@ -219,6 +219,10 @@ class Monst3rSession(Dust3rSession):
             if key in self.known
         }
         given = [K for K in self.given_K(window) if K is not None]
+        given_poses = [f.world_from_cam for f in window.frames if f.world_from_cam is not None]
+        has_poses = len(given_poses) == len(index)
+        if has_poses:
+            fixed = {}
         focal = float(given[0][0, 0]) if given else self.focal
         scene = initial_scene(
             coarse,
@@ -226,9 +230,12 @@ class Monst3rSession(Dust3rSession):
             given_focal=None if focal is None else focal / config.align_step,
             principal_point=self._coarse_principal(),
             fixed=fixed,
+            given_poses=given_poses if has_poses else None,
         )
-        coarse = _with(coarse, world_has_size=bool(fixed))
-        free = ["pairs", "log_depth", "poses"] + (["focal"] if focal is None else [])
+        coarse = _with(coarse, world_has_size=bool(fixed) or has_poses)
+        free = ["pairs", "log_depth"]
+        free += [] if has_poses else ["poses"]
+        free += ["focal"] if focal is None else []
         weights = AlignmentWeights(smooth=config.smooth, flow=0.0)
         half = config.iterations // 2
         scene, _ = optimise(

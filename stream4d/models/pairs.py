@@ -10,7 +10,13 @@ import torch
 
 from stream4d.errors import ModelError
 from stream4d.geometry.camera import default_focal, make_K, pixel_grid, unproject
-from stream4d.geometry.transforms import decompose, invert, similarity, transform_points
+from stream4d.geometry.transforms import (
+    decompose,
+    invert,
+    project_to_so3,
+    similarity,
+    transform_points,
+)
 from stream4d.models.alignment import (
     FOCAL_GAIN,
     MEAN_SCALE,
@@ -155,6 +161,7 @@ def initial_scene(
     given_focal: float | None = None,
     principal_point: tuple[float, float] | None = None,
     fixed: dict[int, tuple[Array, Array]] | None = None,
+    given_poses: Sequence[Array] | None = None,
 ) -> Scene:
     """Chain the pairs along their maximum spanning tree into a first guess of the scene.
 
@@ -164,6 +171,7 @@ def initial_scene(
         given_focal: a known one, in pixels.
         fixed: frame → (world_from_cam, depth map) of frames that are known already (the overlap with what was
             aligned before): the guess is moved into their world.
+        given_poses: world_from_cam of all frames, where they are known; they replace the guessed ones.
     """
     n, edges = pairs.frames, [(int(i), int(j)) for i, j in pairs.edges]
     data = _directed(pairs)
@@ -181,7 +189,9 @@ def initial_scene(
         cam = np.eye(4) if cam is None else cam
         poses.append(invert(cam))
         depths.append(transform_points(cam, clouds[i])[..., 2])
-    if fixed:
+    if given_poses is not None:
+        poses, depths, clouds = _into_given_world(poses, depths, clouds, given_poses)
+    elif fixed:
         poses, depths, clouds = _into_known_world(poses, depths, clouds, fixed)
     similarities = [
         similarity_fit(d.points_i, clouds[i], d.confidence_i)
@@ -192,7 +202,7 @@ def initial_scene(
         depths,
         focals[: 1 if shared_focal or given_focal else n],
         similarities,
-        keep_size=bool(fixed),
+        keep_size=bool(fixed) or given_poses is not None,
     )
     offset = torch.tensor([middle[0] - W / 2, middle[1] - H / 2]) / PP_GAIN
     return scene._replace(principal=scene.principal + offset)
@@ -265,6 +275,29 @@ def _into_known_world(
         moved[i] = pose
     depths = [fixed[i][1] if i in fixed else scale * z for i, z in enumerate(depths)]
     return moved, depths, [transform_points(world_from_guess, c) for c in clouds]
+
+
+def _into_given_world(
+    poses: Sequence[Array],
+    depths: Sequence[Array],
+    clouds: Sequence[Array],
+    given: Sequence[Array],
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Move a guess onto given cameras: mean rotation, and the ratio of the two paths' spreads as scale."""
+    guess, wanted = np.stack(poses), np.stack(given)
+    R = project_to_so3((wanted[:, :3, :3] @ guess[:, :3, :3].transpose(0, 2, 1)).sum(0))
+    middle_guess, middle_wanted = guess[:, :3, 3].mean(0), wanted[:, :3, 3].mean(0)
+    spread_guess = np.linalg.norm(guess[:, :3, 3] - middle_guess)
+    spread_wanted = np.linalg.norm(wanted[:, :3, 3] - middle_wanted)
+    # Cameras that stand still say nothing of scale.
+    has_path = spread_guess > 1e-6 and spread_wanted > 1e-6
+    scale = float(np.clip(spread_wanted / spread_guess, 1e-4, 1e4)) if has_path else 1.0
+    world_from_guess = similarity(scale, R, middle_wanted - scale * R @ middle_guess)
+    return (
+        [np.asarray(pose, np.float64) for pose in given],
+        [scale * z for z in depths],
+        [transform_points(world_from_guess, cloud) for cloud in clouds],
+    )
 
 
 def _as_scene(

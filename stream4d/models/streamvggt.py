@@ -184,6 +184,6 @@ class StreamVggtSession(NativeSession):
         return FrameResult(
             depth=numpy(out.depth[0, 0]),
             confidence=numpy(out.depth_confidence[0, 0]),
-            K=numpy(K[0]),
+            K=numpy(K[0]) if frame.K is None else self.fit.K_to_network(frame.K),
             scene_from_cam=invert(rigid_4x4(numpy(cam_from_scene)))[0],
         )

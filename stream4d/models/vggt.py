@@ -357,11 +357,16 @@ class VggtSession(ForeignSession):
 
     def predict(self, window: Window) -> Prediction:
         out = self.model.net(self.images(window)[None])
-        return vggt_prediction(self.fit, out, self.model.config)
+        return vggt_prediction(self.fit, out, self.model.config, self.given_K(window))
 
 
-def vggt_prediction(fitted: Fit, out: VggtOutput, config: VggtConfig) -> Prediction:
-    """Turn the network's output for one window into our frames: OpenCV axes, window from camera."""
+def vggt_prediction(
+    fitted: Fit, out: VggtOutput, config: VggtConfig, given_K: Sequence[Array | None]
+) -> Prediction:
+    """Turn the network's output for one window into our frames: OpenCV axes, window from camera.
+
+    The network takes no intrinsics; given ones replace its own where depth becomes points.
+    """
     encoding = out.pose_encodings[-1][0].double()
     # A field of view of nothing (an untrained or confused head) would make an infinite focal length.
     encoding[..., 7:] = encoding[..., 7:].clamp(*FOV_RANGE_RAD)
@@ -377,7 +382,7 @@ def vggt_prediction(fitted: Fit, out: VggtOutput, config: VggtConfig) -> Predict
         fitted,
         depth=numpy(out.depth[0]),
         confidence=numpy(confidence[0]),
-        K=numpy(K),
+        K=np.stack([own if k is None else k for own, k in zip(numpy(K), given_K, strict=True)]),
         window_from_cam=scene_from_cam,
         points_in_window=points,
     )
