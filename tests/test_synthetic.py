@@ -48,7 +48,7 @@ def test_paths_stay_in_the_room_and_do_what_they_say(path: str) -> None:
 
 
 def test_big_movers_cover_forty_percent() -> None:
-    scene = Scene("orbit", balls=BIG_MOVERS)
+    scene = Scene("static", balls=BIG_MOVERS)
     share = np.mean([scene.moving(t).mean() for t in range(0, 160, 8)])
     assert 0.35 < share < 0.5
 

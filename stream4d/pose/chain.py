@@ -34,6 +34,9 @@ MAX_HELD = 40
 START_PARALLAX = 0.015
 """Median flow left after rotation, over the long side, at which a start is tried."""
 START_QUALITY = 6.0
+START_SHARE = (0.85, 0.5)
+"""Share of tracks that must agree with a start, at most and at least. Over a short baseline and few frames movers
+can pass for the scene; over a long one they cannot."""
 START_STILL_PX = 0.5
 START_EXPLAINED = 0.2
 """Share of tracks that rotation alone may explain exactly at a start: a camera that stands still before movers
@@ -232,9 +235,9 @@ class PoseChain:
         parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
         explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
         if parallax > START_PARALLAX * self._size and explained < START_EXPLAINED:
-            self._start(record)
+            self._start(record, parallax)
 
-    def _start(self, record: Record) -> None:
+    def _start(self, record: Record, parallax: float) -> None:
         local_map = self._map
         assert local_map is not None
         first = int(local_map.frame_index[0])
@@ -247,6 +250,8 @@ class PoseChain:
             np.stack([r.info[rows] for r in chosen]), size=self._size, focal_known=self._focal_known,
         )  # fmt: skip
         if begun is None or begun.quality < START_QUALITY:
+            return
+        if begun.share < _needed_share(len(held), parallax / self._size):
             return
         if not self._focal_known:
             local_map.set_focal(begun.focal / local_map.K[0, 0])
@@ -497,6 +502,12 @@ class PoseChain:
             flow_uncertainty=following.sigma_here if following is not None else None,
             is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
         )  # fmt: skip
+
+
+def _needed_share(frames: int, parallax: float) -> float:
+    """Return the share of tracks that must agree after so many frames with so much parallax (of the long side)."""
+    most, least = START_SHARE
+    return max(most - 0.0125 * frames - 5.0 * max(parallax - START_PARALLAX, 0.0), least)
 
 
 def _has_geometry_only(prediction: Prediction) -> bool:

@@ -36,6 +36,8 @@ class Start:
     focal: float
     """fx in pixels."""
     focal_information: float
+    share: float
+    """Inliers over the tracks seen in the last frame: low where movers were taken for the scene."""
     quality: float
     """Median of depth / σ(depth) over the inliers; below about 5 the start is not worth having."""
 
@@ -147,6 +149,7 @@ def _bundle(
     rho, rho_info = rho / scale, rho_info * scale**2
     poses[:, :, 3] *= scale
     quality = float(np.median(rho[inlier] * np.sqrt(np.maximum(rho_info[inlier], 0))))
+    share = float(inlier.sum() / max((info[-1, :, 0] > 0).sum(), 1))
     focal_information = np.inf if focal_known else result.focal_information
-    start = Start(poses, rho, rho_info, inlier, float(cam[0]), focal_information, quality)
+    start = Start(poses, rho, rho_info, inlier, float(cam[0]), focal_information, share, quality)
     return start, result.cost
