@@ -23,7 +23,7 @@ from stream4d.packets import (
     VideoInfo,
     Window,
 )
-from stream4d.pose import dense, keyframes, patches, refine, start, track
+from stream4d.pose import dense, keyframes, patches, refine, start, track, uncertainty
 from stream4d.pose.map import LocalMap
 from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
 from stream4d.pose.state import pack, unpack
@@ -66,6 +66,7 @@ class PoseChain:
         self._velocity = np.eye(4)
         self._by_windows: bool | None = None
         self._placer = WindowPlacer()
+        self._left: list[tuple[int, int, Array]] = []
         self._revisions: list[PoseRevision] = []
 
     # -- the interface -------------------------------------------------------------------------------------
@@ -84,6 +85,9 @@ class PoseChain:
     def finish(self) -> Iterator[PosedFrame]:
         """Yield all frames still held."""
         yield from self._emit(len(self._records))
+        if self._map is not None and self._started:
+            for slot in self._map.order:
+                self._revise(int(slot))
 
     def revisions(self) -> list[PoseRevision]:
         """Return and forget the corrections of frames that have already left."""
@@ -100,6 +104,8 @@ class PoseChain:
             out |= {f"placer.{name}": value for name, value in self._placer.state().items()}
         if self._map is not None:
             out |= pack("map", self._map)
+        out["left.frames"] = np.array([item[:2] for item in self._left], np.int64).reshape(-1, 2)
+        out["left.poses"] = np.array([item[2] for item in self._left]).reshape(-1, 3, 4)
         out["count"] = np.array(len(self._records))
         for i, record in enumerate(self._records):
             out |= pack(f"record{i:03d}", record)
@@ -121,6 +127,8 @@ class PoseChain:
             self._map = unpack(
                 "map", state, LocalMap(H, W, self._slots, self._per_frame, np.eye(3))
             )
+        pairs = zip(state["left.frames"], state["left.poses"], strict=True)
+        self._left = [(int(a), int(b), np.array(pose)) for (a, b), pose in pairs]
         for i in range(int(state["count"])):
             self._records.append(unpack(f"record{i:03d}", state, Record.empty()))
 
@@ -186,7 +194,10 @@ class PoseChain:
         """Begin (again) from this frame: it becomes the only keyframe, its patches at infinity."""
         assert self._map is not None
         for slot in self._map.order:
+            if self._started or self._lost:
+                self._revise(int(slot))
             self._map.drop(int(slot))
+        self._left = []
         for held in self._records:
             held.var[:] = np.inf
         n = self._map.per_frame
@@ -367,9 +378,9 @@ class PoseChain:
         self._velocity = np.eye(4)
         if self._lost > LOST_AFTER:
             self._segment += 1
-            self._started = False
             record.segment = self._segment
             self._anchor(record, record.pose)
+            self._started, self._lost = False, 0
 
     def _mature(self, record: Record) -> None:
         """Sharpen the depths of patches from all that has been seen of them, poses held."""
@@ -417,10 +428,30 @@ class PoseChain:
         if len(free):
             return int(free[0])
         oldest = int(local_map.order[0])
+        self._revise(oldest)
         local_map.drop(oldest)
         for r in self._records:
             r.var[local_map.rows(oldest)] = np.inf
         return oldest
+
+    def _revise(self, slot: int) -> None:
+        """Tell the final poses of frames that left before their keyframe was done with."""
+        local_map = self._map
+        assert local_map is not None
+        index = int(local_map.frame_index[slot])
+        mine = [item for item in self._left if item[1] == index]
+        self._left = [item for item in self._left if item[1] > index]
+        if not mine:
+            return
+        reference = np.vstack([local_map.poses[slot], [0, 0, 0, 1]])
+        poses = [to_world_from_cam(from_reference @ reference) for _, _, from_reference in mine]
+        self._revisions.append(
+            PoseRevision(
+                indices=np.array([item[0] for item in mine], np.int64),
+                world_from_cam=np.stack(poses),
+                scale=np.ones(len(mine)),
+            )
+        )
 
     def _fill(self, record: Record) -> None:
         """Host new patches in the newest keyframe where the image has none, at their neighbours' depth."""
@@ -464,6 +495,12 @@ class PoseChain:
             # window after window sees the same scene: its information is counted once, not summed
             self._focal_info = max(self._focal_info, 0.5 * result.focal_information)
         local_map.rho[rows], local_map.rho_info[rows] = rho, info
+        # the window is measured against its oldest keyframe, whose own uncertainty it inherits
+        inherited = local_map.covariance[order[0]]
+        for i, slot in enumerate(free):
+            block = result.covariance[6 * i : 6 * i + 6, 6 * i : 6 * i + 6]
+            world = uncertainty.to_world(block, local_map.poses[slot])
+            local_map.covariance[slot] = inherited + world
 
     # -- leaving -------------------------------------------------------------------------------------------
 
@@ -479,10 +516,22 @@ class PoseChain:
             )
             self._records.pop(0)
 
+    def _covariance(self, record: Record, pose: Array) -> Array:
+        """Return the honest covariance of a pose: its own fit, its keyframe's drift, inflated as measured."""
+        local_map = self._map
+        assert local_map is not None
+        if not record.is_tracked:
+            return FLOATING
+        slot = local_map.slot_of(record.reference)
+        drift = local_map.covariance[slot] if slot >= 0 else np.zeros((6, 6))
+        return uncertainty.of_pose(record.information, pose, drift, started=self._started)
+
     def _finalise(self, record: Record, following: Record | None) -> PosedFrame:
         local_map = self._map
         assert local_map is not None
         pose = relative(record, local_map)
+        slot = local_map.slot_of(record.reference)
+        reference = local_map.poses[slot] if slot >= 0 else np.eye(3, 4)
         if self._started and not record.keyframe and record.is_tracked:
             rows = np.flatnonzero(np.isfinite(record.var) & (local_map.host >= 0))
             if len(rows) >= 12:
@@ -493,7 +542,8 @@ class PoseChain:
         state = dense.DenseState(record.rho, record.rho_info, record.logit)
         guess = dense.spread_patches(local_map, pose)
         maps = dense.depth_and_confidence(state, guess, record.rgb, has_scale=self._started)
-        covariance = FLOATING if not record.is_tracked else 1e-4 * np.eye(6)
+        covariance = self._covariance(record, pose)
+        self._left.append((record.index, record.reference, track.relative_pose(pose, reference)))
         return PosedFrame(
             index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
             K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose), pose_covariance=covariance,
