@@ -11,6 +11,8 @@ from families import check_pinhole, check_prediction, make_frames, run_windows, 
 from golden import Golden, Recorder, check_manifest, relative_error
 
 from stream4d.errors import ModelError
+from stream4d.geometry.camera import make_K
+from stream4d.geometry.transforms import rigid, so3_exp
 from stream4d.models.da3 import (
     SKY_FROM,
     at_focal,
@@ -31,6 +33,7 @@ from stream4d.models.da3_net import (
     reference_view,
     take_views,
 )
+from stream4d.models.da3_rays import camera_from_rays
 from stream4d.models.encoders import normalise_imagenet
 from stream4d.models.pose_encoding import decode_cameras, encode_cameras
 from stream4d.models.registry import create_model
@@ -191,6 +194,39 @@ def test_metric_scale_and_sky_equal_the_official_ones():
     assert relative_error(fill_sky(depth, mono.sky >= SKY_FROM), t["mono_sky.out_depth"]) < 1e-5
 
 
+def test_cameras_from_rays_are_near_the_official_ones():
+    t = {k: v.numpy() for k, v in Golden("post", "da3_post").tensors.items() if "raypose" in k}
+    for i in range(3):
+        got = camera_from_rays(t["raypose.ray"][0, i], t["raypose.conf"][0, i, ..., 0], (42, 56))
+        wanted, K = t["raypose.c2w"][0, i], t["raypose.final_intrinsics_42x56"][0, i]
+        np.testing.assert_allclose(got.scene_from_cam[:3, 3], wanted[:3, 3], atol=1e-6)
+        np.testing.assert_allclose(got.K[[0, 1], [0, 1]], K[[0, 1], [0, 1]], rtol=2e-3)
+        # These rays are noisy, and the official fit draws samples at random: rotation and principal point may trade
+        # a degree against a pixel.
+        np.testing.assert_allclose(got.K[:2, 2], K[:2, 2], atol=1.2)
+        np.testing.assert_allclose(got.scene_from_cam[:3, :3], wanted[:3, :3], atol=0.025)
+        w2c = t["raypose.final_extrinsics_w2c"][0, i]
+        np.testing.assert_allclose(np.linalg.inv(got.scene_from_cam)[:3], w2c, atol=0.025)
+
+
+def test_camera_of_exact_rays_is_exact():
+    K = make_K(61, 58, 30, 19)
+    pose = rigid(so3_exp(np.array([0.2, -0.4, 0.1])), np.array([1.0, 2, 3]))
+    # The ray map's cells are twice as large as the image's pixels.
+    y, x = 2 * (np.mgrid[:21, :28] + 0.5)
+    in_cam = np.stack([(x - 30) / 61, (y - 19) / 58, np.ones_like(x)], axis=-1)
+    direction = 3 * in_cam @ pose[:3, :3].T
+    direction[5, 5:9] = [0, 0, -1]  # outliers
+    rays = np.concatenate([direction, np.broadcast_to(pose[:3, 3], direction.shape)], axis=-1)
+    got = camera_from_rays(rays, np.ones((21, 28)), (42, 56))
+    np.testing.assert_allclose(got.K, K, atol=0.02)
+    np.testing.assert_allclose(got.scene_from_cam, pose, atol=1e-3)
+
+
+def test_rays_of_nothing_have_no_camera():
+    assert camera_from_rays(np.full((4, 5, 6), np.nan), np.ones((4, 5)), (8, 10)) is None
+
+
 def test_resize_equals_the_official_table():
     for W, H, method, size, (fx, fy, _, _) in Golden("post", "da3_preprocess").info["table"]:
         if method != "upper_bound_resize":
@@ -211,9 +247,10 @@ def test_pixels_equal_the_official_ones(which):
     torch.testing.assert_close(got, t[f"pre.{which}.upper_bound_resize_56"], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("pose_from", ["token", "rays"])
 @pytest.mark.parametrize("size", [(150, 101), (60, 110)])
-def test_prediction(size):
-    model = create_model("da3-base", weights="random", resolution=98, **TINY)
+def test_prediction(size, pose_from):
+    model = create_model("da3-base", weights="random", resolution=98, pose_from=pose_from, **TINY)
     for prediction in run_windows(model, *size):
         check_prediction(prediction, 3, *size)
         check_pinhole(prediction)

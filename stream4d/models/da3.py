@@ -28,6 +28,7 @@ from stream4d.models.da3_net import (
     MonoOutput,
     NestedNet,
 )
+from stream4d.models.da3_rays import camera_from_rays
 from stream4d.models.encoders import normalise_imagenet
 from stream4d.models.family import (
     ForeignModel,
@@ -179,6 +180,8 @@ class Da3Model(ForeignModel):
         cls, name: str, checkpoint: Checkpoint | None, options: dict[str, Any]
     ) -> Da3Config:
         check_options(Da3Config, options, name)
+        if options.get("pose_from") == "rays":
+            options = {"ray_head": True} | options
         return replace(SIZES[name], **options)
 
     @classmethod
@@ -202,7 +205,7 @@ class Da3Session(ForeignSession):
         given = self.given_cameras(window)
         main = net.da3 if isinstance(net, NestedNet) else net
         out: Da3Output = main(images, None if given is None else self.encode(given))
-        maps = Views.of(out, self.fit, self.given_K(window))
+        maps = Views.of(out, self.fit, self.given_K(window), self.model.config.pose_from)
         if isinstance(net, NestedNet):
             maps = maps.in_metres(net.da3_metric.mono(images), self.model.config.sky)
         if given is not None:
@@ -264,22 +267,33 @@ class Views:
     """(T, 4, 4)."""
 
     @classmethod
-    def of(cls, out: Da3Output, fitted: Fit, given_K: Sequence[Array | None]) -> Views:
+    def of(
+        cls,
+        out: Da3Output,
+        fitted: Fit,
+        given_K: Sequence[Array | None],
+        pose_from: Literal["token", "rays"],
+    ) -> Views:
         """Decode the network's output; given intrinsics stand in for predicted ones."""
         encoding = out.pose_encoding[0].double()
         # A field of view of nothing (an untrained or confused head) would make an infinite focal length.
         encoding[..., 7:] = encoding[..., 7:].clamp(*FOV_RANGE_RAD)
-        scene_from_cam, K = decode_cameras(encoding, fitted.size[::-1])
-        poses = rigid_4x4(numpy(scene_from_cam))
+        scene_from_cam, predicted_K = decode_cameras(encoding, fitted.size[::-1])
+        poses, K = rigid_4x4(numpy(scene_from_cam)), numpy(predicted_K)
+        if pose_from == "rays" and out.rays is not None and out.rays_confidence is not None:
+            rays, confidence = numpy(out.rays[0]), numpy(out.rays_confidence[0])
+            found = [
+                camera_from_rays(r, c, fitted.size[::-1])
+                for r, c in zip(rays, confidence, strict=True)
+            ]
+            # Both heads have scales of their own: all views come from rays, or none.
+            if all(camera is not None for camera in found):
+                poses = np.stack([camera.scene_from_cam for camera in found if camera is not None])
+                K = np.stack([camera.K for camera in found if camera is not None])
         return cls(
             depth=numpy(out.depth[0]),
             confidence=numpy(out.depth_confidence[0]),
-            K=np.stack(
-                [
-                    own if given is None else given
-                    for own, given in zip(numpy(K), given_K, strict=True)
-                ]
-            ),
+            K=np.stack([own if k is None else k for own, k in zip(K, given_K, strict=True)]),
             window_from_cam=invert(poses[0]) @ poses,
         )
 

@@ -40,6 +40,8 @@ class Da3Config:
     camera_encoder_heads: int = 16
     ray_head: bool = False
     """Build the ray map's branch of the dense head; without it its weights are not loaded."""
+    pose_from: Literal["token", "rays"] = "token"
+    """Where cameras come from: the camera head, or a fit to the map of rays (slower, more accurate)."""
     metric: Da3Config | None = None
     """The second network of the nested model: metric scale and sky."""
     reference: Reference = "saddle_balanced"
