@@ -126,52 +126,47 @@ def _cast_to_points(K: Tensor, solids: Solids, frame: Tensor, u: Tensor, v: Tens
     return depth[frame, 0, place]
 
 
-def _hidden(
-    motion: Motion,
-    solids: Solids,
-    surfaces: Surfaces,
-    targets: Tensor,  # (n,) frame that each of the surfaces' frames is compared with
-    maps: tuple[Tensor, Tensor],
-    pixel: list[Tensor],  # u and v there, (M,) each
-    z: Tensor,  # (M,) depth there
-) -> Tensor:  # (M,) bool
-    """Return whether points are invisible in their target frames.
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """Points that their neighbours in the target frame do not settle: those about outlines."""
 
-    What the neighbouring pixels do not settle (about the outlines) is settled by a ray to the very spot.
-    """
-    n, H, W = surfaces.shape
-    u, v = pixel
-    inside = (u >= -0.5) & (u <= W - 0.5) & (v >= -0.5) & (v <= H - 0.5)
-    target = targets.repeat_interleave(H * W)
-    seen, hidden = _judge_by_neighbours(maps, target, surfaces.slot, pixel, z, CONVEX_SLOTS)
-    hidden |= ~inside
-    unsure = (~(seen | hidden)).nonzero()[:, 0]
-    if len(unsure):
-        which = torch.arange(n, device=z.device).repeat_interleave(H * W)[unsure]
-        first = _cast_to_points(motion.K[targets], solids.at(targets), which, u[unsure], v[unsure])
-        hidden[unsure] = first < z[unsure] * (1 - _SAME_SURFACE)
-    return hidden
+    pixel: Tensor
+    """(M,) index of the pixel that sees the point, among all N·H·W."""
+    target: Tensor
+    """(M,) frame that it is looked for in, not decreasing."""
+    u: Tensor
+    v: Tensor
+    z: Tensor
+    """(M,) where it is in that frame."""
+
+
+def settle(motion: Motion, solids: Solids, doubts: list[Doubts], hidden: Tensor) -> None:
+    """Cast a ray to the very spot of each doubtful point, and write into ``hidden`` (N, H, W) what it meets first."""
+    parts = [d for d in doubts if len(d.pixel)]
+    if not parts:
+        return
+    pixel, target, u, v, z = (
+        torch.cat([getattr(d, name) for d in parts]) for name in Doubts.__slots__
+    )
+    first = _cast_to_points(motion.K, solids, target, u, v)
+    hidden.view(-1)[pixel] = first < z * (1 - _SAME_SURFACE)
 
 
 def follow(
-    motion: Motion,
-    solids: Solids,
-    surfaces: Surfaces,
-    maps: tuple[Tensor, Tensor],
-    step: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    motion: Motion, surfaces: Surfaces, maps: tuple[Tensor, Tensor], step: int
+) -> tuple[tuple[Tensor, Tensor, Tensor], Doubts]:
     """Follow the surfaces of some frames into the next (step 1) or previous (step -1) ones.
 
     Args:
         motion: maps of all solids.
-        solids: of all N frames.
         surfaces: seen by n of the frames.
         maps: inverse depth and slot of all frames, (N, H, W).
         step: 1 or -1. At a clip's end the "neighbour" is the frame itself: drop that result.
 
     Returns:
-        flow (n, H, W, 2) in pixels; whether the point is hidden or outside there (n, H, W); and whether it is in
-        front of that camera at all (n, H, W), without which its flow means nothing.
+        Flow (n, H, W, 2) in pixels; whether the point is hidden or outside there (n, H, W); and whether it is in
+        front of that camera at all (n, H, W), without which its flow means nothing. Beside them the doubtful
+        points, which count as seen until ``settle`` has decided.
     """
     n, H, W = surfaces.shape
     device = surfaces.depth.device
@@ -180,13 +175,19 @@ def follow(
     in_front = z > NEAR
     z.clamp_(min=NEAR)
     pu, pv = pu.div_(z), pv.div_(z)
-    targets = motion.neighbour(surfaces.frames, step)
-    hidden = _hidden(motion, solids, surfaces, targets, maps, [pu, pv], z)
+    target = motion.neighbour(surfaces.frames, step).repeat_interleave(H * W)
+    seen, hidden = _judge_by_neighbours(maps, target, surfaces.slot, [pu, pv], z, CONVEX_SLOTS)
+    inside = (pu >= -0.5) & (pu <= W - 0.5) & (pv >= -0.5) & (pv <= H - 0.5) & in_front
+    hidden |= ~inside
+    unsure = (~(seen | hidden)).nonzero()[:, 0]
+    pixel = surfaces.frames[torch.div(unsure, H * W, rounding_mode="floor")] * (H * W) + unsure % (
+        H * W
+    )
+    doubts = Doubts(pixel, target[unsure], pu[unsure], pv[unsure], z[unsure])
     u = torch.arange(W, device=device, dtype=torch.float32)
     v = torch.arange(H, device=device, dtype=torch.float32)[:, None]
     flow = torch.stack((pu.view(n, H, W) - u, pv.view(n, H, W) - v), -1)
-    hidden |= ~in_front
-    return flow, hidden.view(n, H, W), in_front.view(n, H, W)
+    return (flow, hidden.view(n, H, W), in_front.view(n, H, W)), doubts
 
 
 def displacement(motion: Motion, surfaces: Surfaces) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from stream4d.train.casting import Solids, cast, image_bounds
 from stream4d.train.clip import ClipBatch, concatenate
 from stream4d.train.effects import apply_effects
-from stream4d.train.labels import Motion, displacement, follow
+from stream4d.train.labels import Doubts, Motion, displacement, follow, settle
 from stream4d.train.movers import KINDS
 from stream4d.train.options import SceneOptions
 from stream4d.train.shading import Surfaces, make_look, shade
@@ -90,25 +90,28 @@ def _render(world: World, atlas: Tensor, tiles: int, out: dict[str, Tensor]) -> 
     maps = (depth.reciprocal(), slot)
     look = make_look(world, solids, device)
     motion = Motion.of(world, device)
-    step = N if device.type != "cpu" else max(1, _PIXELS_IN_CACHE // (H * W))
-    for start in range(0, N, step):
-        some = slice(start, min(start + step, N))
-        frames = torch.arange(some.start, some.stop, device=device)
+    doubts: dict[int, list[Doubts]] = {1: [], -1: []}
+    count = N if device.type != "cpu" else max(1, _PIXELS_IN_CACHE // (H * W))
+    for start in range(0, N, count):
+        stop = min(start + count, N)
+        some = slice(start, stop)
+        frames = torch.arange(start, stop, device=device)
         surfaces = Surfaces.at(solids, frames, x[some], y[some], depth[some], slot[some])
         rgb, sky = shade(look, surfaces, atlas, tiles)
         out["rgb"][some] = rgb.view(3, -1, H, W).transpose(0, 1)
         out["is_sky"][some] = sky.view(-1, H, W)
-        # a clip's last frame has no next one, its first none before
-        if step > 1 or some.stop % T:
-            ahead = follow(motion, solids, surfaces, maps, 1)
-            for name, values in zip(_FORWARD, ahead, strict=True):
-                out[name][some] = values
-        if step > 1 or start % T:
-            back = follow(motion, solids, surfaces, maps, -1)
-            for name, values in zip(_BACKWARD, back, strict=True):
-                out[name][some] = values
+        for names, step, at_end in ((_FORWARD, 1, stop % T == 0), (_BACKWARD, -1, start % T == 0)):
+            if (
+                count > 1 or not at_end
+            ):  # a clip's last frame has no next one, its first none before
+                labels, unsettled = follow(motion, surfaces, maps, step)
+                doubts[step].append(unsettled)
+                for name, values in zip(names, labels, strict=True):
+                    out[name][some] = values
         out["scene_flow"][some] = displacement(motion, surfaces)
         out["motion_mask"][some] = motion.is_moving.index_select(0, surfaces.row).view(-1, H, W)
+    settle(motion, solids, doubts[1], out["occluded"])
+    settle(motion, solids, doubts[-1], out["occluded_backward"])
 
 
 def _velocity(maps: dict[str, Tensor]) -> Tensor:
