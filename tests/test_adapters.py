@@ -15,12 +15,13 @@ from stream4d.geometry.camera import project, unproject
 from stream4d.geometry.transforms import invert, se3_exp, transform_points
 from stream4d.models.dust3r import Pair, anchored_prediction, fit_image
 from stream4d.models.monst3r import Flows
-from stream4d.models.must3r import Points
+from stream4d.models.must3r_net import Points
 from stream4d.models.pose_encoding import encode_cameras
 from stream4d.models.registry import create_model
 from stream4d.models.resize import Fit
-from stream4d.models.vggt import VggtConfig, VggtOutput, vggt_prediction
 from stream4d.models.vggt import fit_image as fit_vggt
+from stream4d.models.vggt import vggt_prediction
+from stream4d.models.vggt_net import VggtConfig, VggtOutput
 from stream4d.packets import Prediction, Window
 
 SIZE = (150, 101)

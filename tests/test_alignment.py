@@ -28,12 +28,11 @@ from stream4d.models.alignment import (
     smoothness_loss,
 )
 from stream4d.models.monst3r import residual_motion
+from stream4d.models.pair_graph import drop_distant, make_pairs
 from stream4d.models.pairs import (
     Directed,
-    drop_distant,
     initial_scene,
     lower_confidence_in_front,
-    make_pairs,
     relative_motion,
     view_pair,
 )

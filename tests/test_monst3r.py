@@ -9,7 +9,7 @@ from golden import check_manifest
 from test_dust3r import TINY
 
 from stream4d.errors import ModelError
-from stream4d.models.dust3r import KEY_MAP, Dust3rNet
+from stream4d.models.dust3r_net import KEY_MAP, Dust3rNet
 from stream4d.models.monst3r import Monst3rConfig
 from stream4d.models.registry import create_model
 from stream4d.packets import Window

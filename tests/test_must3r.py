@@ -10,7 +10,7 @@ from golden import Golden, Recorder, check_manifest, relative_error
 
 from stream4d.errors import ModelError
 from stream4d.models.dust3r import fit_image
-from stream4d.models.must3r import (
+from stream4d.models.must3r_net import (
     KEY_MAP,
     Encoded,
     Memory,

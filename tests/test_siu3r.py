@@ -10,7 +10,7 @@ from golden import Golden, Recorder, check_manifest, relative_error
 
 from stream4d.geometry.camera import make_K
 from stream4d.models.deformable import DeformableAttention, places_of
-from stream4d.models.dust3r import Dust3rConfig
+from stream4d.models.dust3r_net import Dust3rConfig
 from stream4d.models.registry import create_model
 from stream4d.models.siu3r import KEY_MAP, Siu3rModel, fit_image
 from stream4d.models.siu3r_net import Siu3rConfig, Siu3rNet, harmonics_gain, unpack_gaussians

@@ -12,7 +12,7 @@ from test_vggt import TINY
 from stream4d.errors import ModelError
 from stream4d.models.registry import create_model
 from stream4d.models.streamvggt import StreamCaches, StreamVggtConfig, StreamVggtNet
-from stream4d.models.vggt import key_map
+from stream4d.models.vggt_net import key_map
 from stream4d.packets import Window
 
 

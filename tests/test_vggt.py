@@ -16,7 +16,8 @@ from stream4d.models.pose_encoding import (
 )
 from stream4d.models.registry import create_model
 from stream4d.models.tracker import TrackerConfig, TrackHead
-from stream4d.models.vggt import VggtConfig, VggtNet, fit_image, key_map
+from stream4d.models.vggt import fit_image
+from stream4d.models.vggt_net import VggtConfig, VggtNet, key_map
 from stream4d.models.weights import KeyMap
 
 TINY = {

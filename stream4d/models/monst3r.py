@@ -30,16 +30,11 @@ from stream4d.models.alignment import (
     pose_matrices,
 )
 from stream4d.models.base import ModelCard
-from stream4d.models.dust3r import (
-    Dust3rConfig,
-    Dust3rModel,
-    Dust3rSession,
-    Pair,
-    anchored_prediction,
-    fit_image,
-)
+from stream4d.models.dust3r import Dust3rModel, Dust3rSession, Pair, anchored_prediction, fit_image
+from stream4d.models.dust3r_net import Dust3rConfig
 from stream4d.models.family import check_options, to_prediction
-from stream4d.models.pairs import initial_scene, make_pairs, relative_motion
+from stream4d.models.pair_graph import make_pairs
+from stream4d.models.pairs import initial_scene, relative_motion
 from stream4d.models.resize import Fit
 from stream4d.models.weights import Checkpoint
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from stream4d.geometry.camera import centred_K
 from stream4d.models.base import ModelCard
-from stream4d.models.dust3r import CROCO_RENAMES, DPT_RENAMES, Pair, anchored_prediction
+from stream4d.models.dust3r import Pair, anchored_prediction
+from stream4d.models.dust3r_net import CROCO_RENAMES, DPT_RENAMES
 from stream4d.models.family import ForeignModel, ForeignSession, check_options, numpy
 from stream4d.models.resize import Fit
 from stream4d.models.siu3r_net import (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.models.blocks import image_size
-from stream4d.models.dust3r import Dust3rConfig, PointHead, TwoViewTrunk
+from stream4d.models.dust3r_net import Dust3rConfig, PointHead, TwoViewTrunk
 from stream4d.models.heads import Dpt, exp_of_norm, resize_bilinear
 from stream4d.models.pose_encoding import matrix_from_quat_xyzw
 from stream4d.models.siu3r_adapter import VitAdapter

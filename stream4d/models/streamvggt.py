@@ -26,15 +26,8 @@ from stream4d.models.family import (
     numpy,
 )
 from stream4d.models.pose_encoding import decode_cameras
-from stream4d.models.vggt import (
-    FOV_RANGE_RAD,
-    VggtConfig,
-    VggtNet,
-    VggtOutput,
-    fit_image,
-    key_map,
-    rigid_4x4,
-)
+from stream4d.models.vggt import FOV_RANGE_RAD, fit_image, rigid_4x4
+from stream4d.models.vggt_net import VggtConfig, VggtNet, VggtOutput, key_map
 from stream4d.models.weights import Checkpoint, KeyMap
 from stream4d.packets import Frame, VideoInfo
 
