@@ -127,7 +127,7 @@ def outputs(net, images, given, run):
             key = {"ray_dirs": "ray_feat", "depth": "depth_feat"}[name]
             got[key] = maps(seen[f"geometry.{name}_encoder"][0])
         for name in ("depth_scale", "cam_rot", "cam_trans", "cam_trans_scale"):
-            got[f"{name}_feat"] = seen[f"geometry.{name}_encoder"][0][0].expand(T, -1)
+            got[f"{name}_feat"] = seen[f"geometry.{name}_encoder"][0]
     return {f"{run}.{key}": value for key, value in (got | factors(out, T)).items()}
 
 

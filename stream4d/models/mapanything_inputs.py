@@ -165,24 +165,27 @@ class GeometricEncoders(nn.Module):
 
     def forward(self, given: Geometry) -> Tensor:  # (B, T, N, dim)
         """Encode what is known; a zero where nothing is."""
-        shape = given.has_rays.shape
+        B, T = given.has_rays.shape
         depth, depth_factor = normalised_depth(given.ray_distance)
         translation, factor = normalised_translation(given.translation)
-        metric_pose = given.has_pose & given.is_metric
+        metric_depth, metric_pose = (
+            given.has_depth & given.is_metric,
+            given.has_pose & given.is_metric,
+        )
         parts = [
-            (given.has_rays, self.ray_dirs_encoder(given.rays.flatten(0, 1))),
-            (given.has_depth, self.depth_encoder(depth.flatten(0, 1))),
-            (given.has_depth & given.is_metric, self.depth_scale_encoder(log(depth_factor))),
-            (given.has_pose, self.cam_rot_encoder(given.quat_xyzw)),
-            (given.has_pose, self.cam_trans_encoder(translation)),
-            (metric_pose, self.cam_trans_scale_encoder(log(factor).expand(*shape, 1))),
+            (given.has_rays, self.ray_dirs_encoder, given.rays),
+            (given.has_depth, self.depth_encoder, depth),
+            (metric_depth, self.depth_scale_encoder, log(depth_factor)),
+            (given.has_pose, self.cam_rot_encoder, given.quat_xyzw),
+            (given.has_pose, self.cam_trans_encoder, translation),
+            (metric_pose, self.cam_trans_scale_encoder, log(factor).expand(B, T, 1)),
         ]
-        total: Tensor | int = 0
-        for known, code in parts:
-            tokens = code.unflatten(0, shape) if code.shape[0] == shape.numel() else code
-            tokens = tokens if tokens.ndim == 4 else tokens[:, :, None]
-            total = total + tokens * known[..., None, None]
-        assert isinstance(total, Tensor)
+        total = given.rays.new_zeros(1)
+        for known, encoder, values in parts:
+            if known.any():
+                code = encoder(values.flatten(0, 1)).unflatten(0, (B, T))
+                tokens = code if code.ndim == 4 else code[:, :, None]
+                total = total + tokens * known[..., None, None]
         return total
 
 
