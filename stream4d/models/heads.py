@@ -28,8 +28,8 @@ def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, H, W)
 class ResidualConvUnit(nn.Module):
     """Two 3×3 convolutions with a skip.
 
-    ``rectified_skip`` adds relu(x) instead of x: in VGGT's and Depth Anything's code the first ReLU works in place
-    and so changes the skip too, and their weights were trained that way.
+    ``rectified_skip`` adds relu(x) instead of x: in VGGT's code the first ReLU works in place and so changes the skip
+    too, and its weights were trained that way.
     """
 
     def __init__(self, channels: int, rectified_skip: bool) -> None:
