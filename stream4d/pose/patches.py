@@ -16,6 +16,8 @@ ALIGN_FLOOR_VAR = 0.1**2
 """px²: what the fixed window's model error leaves even where there is no image noise."""
 NOISE_FLOOR = 1.0
 """Grey levels²: rounding and the camera's own noise."""
+GRADIENT_NOISE = 1.0
+"""Grey levels² per pixel of gradient that are noise: along a straight edge there is nothing else."""
 NOISE_GAIN = 6.0
 """Residuals of neighbouring pixels are alike (they come from shape, not from the sensor): so many count as one."""
 FLOW_FLOOR_VAR = 0.15**2
@@ -126,7 +128,10 @@ def align(
 def _alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N, 3)
     """Return (floor + noise * tensor⁻¹)⁻¹, the information of aligned positions."""
     per_pixel = NOISE_GAIN * np.maximum(noise, NOISE_FLOOR)
-    a, b, c = tensor.T / per_pixel
+    a, b, c = tensor.T
+    smaller = 0.5 * (a + c - np.sqrt((a - c) ** 2 + 4 * b * b))
+    bias = np.minimum(smaller, GRADIENT_NOISE * _kernels.SIDE**2)  # noise alone makes the tensor this large
+    a, b, c = (a - bias) / per_pixel, b / per_pixel, (c - bias) / per_pixel
     # T (1 + floor T)^-1 for the symmetric T = [[a, b], [b, c]]
     f = ALIGN_FLOOR_VAR
     p, q, r = 1 + f * a, f * b, 1 + f * c
