@@ -15,6 +15,7 @@ from stream4d.geometry.camera import make_K
 from stream4d.geometry.transforms import rigid, so3_exp
 from stream4d.models.da3 import (
     SKY_FROM,
+    Views,
     at_focal,
     fill_sky,
     fit_image,
@@ -27,6 +28,7 @@ from stream4d.models.da3_net import (
     SIZES,
     Da3Config,
     Da3Net,
+    Da3Output,
     MonoOutput,
     NestedNet,
     reference_first,
@@ -269,6 +271,53 @@ def test_prediction_of_the_nested_model(sky):
         check_prediction(prediction, 3, 150, 101)
         has_sky.append(np.isnan(prediction.depth).any())
     assert any(has_sky) == (sky == "unknown")
+
+
+def exact_output(poses, K, depth):
+    """Return the network output that says exactly this of two views."""
+    encoding = encode_cameras(torch.tensor(poses[None, :, :3]), torch.tensor(K[None]), (42, 56))
+    return Da3Output(
+        depth=torch.tensor(depth[None]),
+        depth_confidence=torch.full((1, *depth.shape), 2.0),
+        pose_encoding=encoding,
+        rays=None,
+        rays_confidence=None,
+        reference=None,
+    )
+
+
+def test_views_of_exact_outputs_are_exact():
+    K = np.stack([make_K(60, 58, 28, 21), make_K(61, 59, 28, 21)])
+    poses = rigid(
+        so3_exp(np.array([[0.1, 0, 0], [0, 0.2, 0.1]])), np.array([[1.0, 0, 0], [3, 0, 1]])
+    )
+    depth = 2 + 0.01 * np.arange(2 * 42 * 56, dtype=np.float64).reshape(2, 42, 56) / 100
+    views = Views.of(exact_output(poses, K, depth), fit_image(56, 42, 56), [None, K[0]], "token")
+    window_from_cam = np.linalg.inv(poses[0]) @ poses
+    np.testing.assert_allclose(views.window_from_cam, window_from_cam, atol=1e-6)
+    np.testing.assert_allclose(views.K, [K[0], K[0]], rtol=1e-6)  # the second was given
+    twice = window_from_cam.copy()
+    twice[:, :3, 3] *= 2
+    scaled = views.at_poses(twice)
+    np.testing.assert_allclose(scaled.depth, 2 * depth, rtol=1e-6)
+    np.testing.assert_allclose(scaled.window_from_cam, twice, atol=1e-9)
+    still = views.at_poses(np.tile(np.eye(4), (2, 1, 1)))
+    np.testing.assert_allclose(still.depth, depth, rtol=1e-6)
+
+
+def test_views_in_metres():
+    K, poses = np.stack([make_K(60, 60, 28, 21)] * 2), np.tile(np.eye(4), (2, 1, 1))
+    poses[1, 0, 3] = 0.5
+    depth = np.linspace(1, 2, 2 * 42 * 56).reshape(2, 42, 56)
+    views = Views.of(exact_output(poses, K, depth), fit_image(56, 42, 56), [None, None], "token")
+    sky = torch.zeros(1, 2, 42, 56)
+    sky[:, :, :10] = 1
+    mono = MonoOutput(torch.tensor(depth[None]) * 3 / 60 * 300, sky)  # three metres a unit
+    unknown, far = views.in_metres(mono, "unknown"), views.in_metres(mono, "far")
+    np.testing.assert_allclose(unknown.depth[:, 10:], 3 * depth[:, 10:], rtol=1e-5)
+    assert np.isnan(unknown.depth[:, :10]).all()
+    assert far.depth[:, :10].min() > 5.9
+    np.testing.assert_allclose(unknown.window_from_cam[1, :3, 3], [1.5, 0, 0], rtol=1e-5)
 
 
 def test_given_cameras_are_used_and_kept():
