@@ -35,10 +35,11 @@ class SceneOptions:
     """Apparent speed, at typical depth, of camera translation."""
     mover_speed: tuple[float, float] = (0.002, 0.10)
     """Apparent speed of movers."""
-    tiles: int = 64
+    tiles: int = 32
     """Textures in an atlas."""
-    atlases: int = 4
-    """How many different atlases the seeds share; each takes a second to make and 80 MB."""
+    atlases: int = 64
+    """How many different atlases the seeds share; they draw from one pool of up to 1024 textures. Each texture takes
+    some 20 ms when it is first needed; putting an atlas together takes 0.1 s, the last four are kept."""
     photo_dir: str | None = None
     """Folder of photos to cut textures from; None: procedural textures only."""
     photo_share: float = 0.6
@@ -74,5 +75,7 @@ class SceneOptions:
             or not sum(self.camera_weights)
         ):
             raise ConfigError(f"camera_weights must be 7 weights, got {self.camera_weights}")
+        if self.atlases < 1:
+            raise ConfigError(f"atlases must be at least 1, got {self.atlases}")
         if self.tiles < 8:
             raise ConfigError(f"tiles must be at least 8, got {self.tiles}")

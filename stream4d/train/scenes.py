@@ -154,11 +154,16 @@ def _part(world: World, clips: slice) -> World:
     return World(**{name: getattr(world, name)[clips] for name in World.__slots__})
 
 
-@lru_cache(maxsize=8)
-def _atlas_image(
-    index: int, tiles: int, photo_dir: str | None, share: float, device: torch.device
-) -> Tensor:
-    return make_atlas(index, tiles, photo_dir, share).image.to(device)
+@lru_cache(maxsize=4)
+def _atlas_image(seed: int, options: SceneOptions, device: torch.device) -> Tensor:
+    atlas = make_atlas(
+        seed % options.atlases,
+        options.tiles,
+        options.photo_dir,
+        options.photo_share,
+        options.atlases,
+    )
+    return atlas.image.to(device)
 
 
 @torch.no_grad()
@@ -189,9 +194,7 @@ def render_clips(
     options = options or SceneOptions()
     device = torch.device(device)
     world = sample_world(np.random.default_rng(seed), batch, frames, size, options)
-    image = _atlas_image(
-        seed % options.atlases, options.tiles, options.photo_dir, options.photo_share, device
-    )
+    image = _atlas_image(seed % options.atlases, options, device)
     step = 1 if device.type == "cpu" else max(1, _PIXELS_A_PASS // (frames * size[0] * size[1]))
     out = _empty(batch * frames, size, device)
     for start in range(0, batch, step):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,8 @@ from stream4d.train.patterns import TILE, Image, procedural_tile, sky_tile
 SKY_TILES = 4
 """The first tiles of an atlas are skies."""
 LEVELS = 8
+MOST_TILES = 1024
+"""Tiles that the atlases of a run share at most (200 MB)."""
 _IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -93,8 +96,10 @@ def build_atlas(images: Tensor) -> Atlas:  # (N, 3, TILE, TILE) in [0, 1]
     width, height = x1 + columns * (edge1 + 2), columns * (TILE + 2)
     height = max(height, places[-1][1] + columns * (places[-1][2] + 2))
     atlas = torch.zeros(3, height, width)
+    small = images
     for level, (x0, y0, edge) in enumerate(places):
-        small = F.avg_pool2d(images, 1 << level) if level else images
+        if level:
+            small = F.avg_pool2d(small, 2)
         tiles = F.pad(small, (1, 1, 1, 1), mode="circular")
         for index, tile in enumerate(tiles):
             y, x = y0 + index // columns * (edge + 2), x0 + index % columns * (edge + 2)
@@ -102,23 +107,50 @@ def build_atlas(images: Tensor) -> Atlas:  # (N, 3, TILE, TILE) in [0, 1]
     return Atlas(atlas, len(images))
 
 
-@lru_cache(maxsize=8)
-def make_atlas(seed: int, tiles: int, photo_dir: str | None, photo_share: float) -> Atlas:
-    """Draw an atlas; the same arguments give the same atlas.
+@lru_cache(maxsize=MOST_TILES + 64)
+def _tile(index: int, photo_dir: str | None, photo_share: float) -> npt.NDArray[np.uint8]:
+    """Draw one tile of the pool, (TILE, TILE, 3)."""
+    rng = np.random.default_rng([index, 0x7E47])
+    photos = _photos(photo_dir) if photo_dir else ()
+    if photos and rng.random() < photo_share:
+        image = photo_tile(rng, photos[rng.integers(len(photos))])
+    else:
+        image = procedural_tile(rng)
+    return np.round(image * 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _photos(folder: str) -> tuple[Path, ...]:
+    return tuple(list_photos(Path(folder)))
+
+
+@lru_cache(maxsize=4)
+def make_atlas(
+    index: int, tiles: int, photo_dir: str | None, photo_share: float, atlases: int = 1
+) -> Atlas:
+    """Put an atlas together; the same arguments give the same atlas.
+
+    Atlases share a pool of tiles, each drawn when it is first needed and then kept (200 kB each).
+
+    Args:
+        index: which one of the atlases.
+        tiles: textures in it; the first ``SKY_TILES`` are skies of its own.
+        photo_dir: folder of photos to cut tiles from.
+        photo_share: share of tiles cut from photos.
+        atlases: how many atlases share the pool.
 
     Raises:
         ConfigError: ``photo_dir`` is missing, empty or holds a file that is not an image.
     """
-    rng = np.random.default_rng([seed, 0x7E47])
-    photos = list_photos(Path(photo_dir)) if photo_dir else []
-    images = [sky_tile(rng) for _ in range(SKY_TILES)]
-    for _ in range(tiles - SKY_TILES):
-        if photos and rng.random() < photo_share:
-            images.append(photo_tile(rng, photos[rng.integers(len(photos))]))
-        else:
-            images.append(procedural_tile(rng))
+    rng = np.random.default_rng([index, 0xA71A5])
+    pool = max(tiles, min(MOST_TILES, tiles * atlases))
+    picks = rng.choice(pool, tiles - SKY_TILES, replace=False)
+    skies = [sky_tile(rng) for _ in range(SKY_TILES)]
+    others = [_tile(int(i), photo_dir, photo_share) / np.float32(255) for i in picks]
     return build_atlas(
-        torch.from_numpy(np.stack(images).astype(np.float32)).permute(0, 3, 1, 2).contiguous()
+        torch.from_numpy(np.stack([*skies, *others]).astype(np.float32))
+        .permute(0, 3, 1, 2)
+        .contiguous()
     )
 
 
