@@ -19,7 +19,7 @@ Picture = npt.NDArray[np.uint8]
 def flow_picture(flow: Tensor, reach: float) -> Tensor:  # (H, W, 2) -> (H, W, 3) in [0, 1]
     """Colour flow by direction (hue) and length (saturation, full at ``reach`` pixels)."""
     angle = torch.atan2(flow[..., 1], flow[..., 0])
-    length = (flow.norm(dim=-1) / max(reach, 1e-6)).clamp(max=1)
+    length = (flow.norm(dim=-1) / max(reach, 0.1)).clamp(max=1)
     hues = torch.stack([angle, angle - 2.0944, angle + 2.0944], -1).cos() * 0.5 + 0.5
     white = torch.ones_like(hues)
     picture: Tensor = white - length[..., None] * (1 - hues)

@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stream4d.train.casting import NEAR, Solids, cast
-from stream4d.train.movers import CONVEX_SLOTS
+from stream4d.train.casting import NEAR, TERRAIN, Solids, cast
+from stream4d.train.movers import CONVEX_SLOTS, KINDS
 from stream4d.train.shading import Surfaces, look_up
 from stream4d.train.worlds import World
 
+_TERRAIN_SLOT = KINDS.index(TERRAIN)
 _SAME_SURFACE = 1e-3
 """Relative depth difference below which two hits are the same point."""
+_SAME_GROUND = 2e-2
+"""Likewise on terrain, whose hits are found by iteration: less exact far away at grazing angles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,13 @@ def _apply(table: Tensor, row: Tensor, q: tuple[Tensor, ...]) -> list[Tensor]:
     ]
 
 
+def _slack(slot: Tensor) -> Tensor:
+    """Return the relative depth difference that is forgiven on each solid (M,)."""
+    return torch.full(slot.shape, _SAME_SURFACE, device=slot.device).masked_fill_(
+        slot == _TERRAIN_SLOT, _SAME_GROUND
+    )
+
+
 def _corners(values: Tensor, corner: Tensor, width: int) -> list[Tensor]:
     """Return the values (N, H, W) at the pixel with this flat index, its right, lower and diagonal neighbour."""
     flat = values.flatten()
@@ -107,7 +117,7 @@ def _judge_by_neighbours(
     across = u.sub_(left)
     here = torch.lerp(torch.lerp(d00, d01, across), torch.lerp(d10, d11, across), v.sub_(top))
     own = first == slot
-    seen = uniform & own & (here.mul_(z).sub_(1).abs_() < 3 * _SAME_SURFACE)
+    seen = uniform & own & (here.mul_(z).sub_(1).abs_() < 3 * _slack(slot))
     farthest = torch.minimum(torch.minimum(d00, d01), torch.minimum(d10, d11))
     hidden = uniform & ~own & (first < convex) & (farthest.mul_(z) > 1 + _SAME_SURFACE)
     return seen, hidden
@@ -138,6 +148,8 @@ class Doubts:
     v: Tensor
     z: Tensor
     """(M,) where it is in that frame."""
+    slack: Tensor
+    """(M,) relative depth difference that is forgiven."""
 
 
 def settle(motion: Motion, solids: Solids, doubts: list[Doubts], hidden: Tensor) -> None:
@@ -145,11 +157,11 @@ def settle(motion: Motion, solids: Solids, doubts: list[Doubts], hidden: Tensor)
     parts = [d for d in doubts if len(d.pixel)]
     if not parts:
         return
-    pixel, target, u, v, z = (
+    pixel, target, u, v, z, slack = (
         torch.cat([getattr(d, name) for d in parts]) for name in Doubts.__slots__
     )
     first = _cast_to_points(motion.K, solids, target, u, v)
-    hidden.view(-1)[pixel] = first < z * (1 - _SAME_SURFACE)
+    hidden.view(-1)[pixel] = first < z * (1 - slack)
 
 
 def follow(
@@ -183,7 +195,9 @@ def follow(
     pixel = surfaces.frames[torch.div(unsure, H * W, rounding_mode="floor")] * (H * W) + unsure % (
         H * W
     )
-    doubts = Doubts(pixel, target[unsure], pu[unsure], pv[unsure], z[unsure])
+    doubts = Doubts(
+        pixel, target[unsure], pu[unsure], pv[unsure], z[unsure], _slack(surfaces.slot[unsure])
+    )
     u = torch.arange(W, device=device, dtype=torch.float32)
     v = torch.arange(H, device=device, dtype=torch.float32)[:, None]
     flow = torch.stack((pu.view(n, H, W) - u, pv.view(n, H, W) - v), -1)
