@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stream4d.errors import ModelError, WeightsError
-from stream4d.models import flow_net, temporal
+from stream4d.models import flow_net, sampling, temporal
+from stream4d.models.flow_propagation import Propagation
 from stream4d.models.registry import create_model, model_card
 from stream4d.models.temporal_cues import initial_flow, rigid_residuals
 from stream4d.models.temporal_heads import nearest_rotation
@@ -269,10 +270,10 @@ def test_a_single_frame_has_depth_and_no_flow(video: Array) -> None:
 
 def test_warp_by_nothing_and_by_whole_pixels() -> None:
     x = torch.rand(1, 2, 5, 7)
-    torch.testing.assert_close(flow_net.warp(x, torch.zeros(1, 2, 5, 7)), x)
+    torch.testing.assert_close(sampling.warp(x, torch.zeros(1, 2, 5, 7)), x)
     flow = torch.zeros(1, 2, 5, 7)
     flow[:, 0], flow[:, 1] = 2, -1
-    torch.testing.assert_close(flow_net.warp(x, flow)[..., 1:, :-2], x[..., :-1, 2:])
+    torch.testing.assert_close(sampling.warp(x, flow)[..., 1:, :-2], x[..., :-1, 2:])
 
 
 def test_local_correlation_equals_its_slow_twin() -> None:
@@ -308,19 +309,40 @@ def test_global_match_shrinks_large_frames(monkeypatch: pytest.MonkeyPatch) -> N
     assert match.logp.shape == (1, 12, 12)
 
 
+def test_propagation_fills_what_cannot_be_trusted() -> None:
+    """Two surfaces of their own colour and flow; a hole in the left one takes the left flow, not the nearer right one."""
+    H, W = 64, 96
+    flow = torch.zeros(2, 2, H, W)
+    flow[0, 0, :, :48], flow[0, 0, :, 48:] = 2.0, -6.0
+    flow[1] = -flow[0]
+    colour = torch.full((2, 3, H // 4, W // 4), 0.2)
+    colour[..., 12:] = 0.8
+    truth = flow.clone()
+    hole = (slice(None), slice(None), slice(24, 40), slice(36, 48))
+    flow[hole] = 30.0
+    mended = Propagation()(flow, torch.zeros(2, 1, H, W), colour)
+    cells = torch.nn.functional.avg_pool2d(truth, 4)
+    assert mended.trust[0, 0, 6:10, 9:12].max() < 0.2
+    torch.testing.assert_close(
+        mended.flow[0, :, 6:10, 9:12], cells[0, :, 6:10, 9:12], atol=0.3, rtol=0
+    )
+    far = mended.flow[0, :, :, :6]
+    torch.testing.assert_close(far, cells[0, :, :, :6], atol=1e-3, rtol=0)
+
+
 def test_convex_upsampling_keeps_constants_and_can_copy() -> None:
     values = torch.rand(1, 2, 3, 4)
-    flat = flow_net.convex_upsample(torch.ones(1, 1, 3, 4), torch.randn(1, 144, 3, 4))
+    flat = sampling.convex_upsample(torch.ones(1, 1, 3, 4), torch.randn(1, 144, 3, 4))
     torch.testing.assert_close(flat, torch.ones(1, 1, 12, 16))
     centre = torch.full((1, 9, 4, 4, 3, 4), -50.0)
     centre[:, 4] = 50
-    copied = flow_net.convex_upsample(values, centre.reshape(1, 144, 3, 4))
+    copied = sampling.convex_upsample(values, centre.reshape(1, 144, 3, 4))
     torch.testing.assert_close(copied, values.repeat_interleave(4, 2).repeat_interleave(4, 3))
 
 
 def test_resized_flow_keeps_its_meaning() -> None:
     flow = torch.ones(1, 2, 8, 12)
-    small = flow_net.resize_flow(flow, (4, 3))
+    small = sampling.resize_flow(flow, (4, 3))
     torch.testing.assert_close(small[0, 0], torch.full((4, 3), 0.25))
     torch.testing.assert_close(small[0, 1], torch.full((4, 3), 0.5))
 

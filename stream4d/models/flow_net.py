@@ -23,6 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stream4d.models.flow_propagation import Propagation
+from stream4d.models.sampling import (
+    convex_upsample,
+    pixel_grid,
+    resize_flow,
+    round_trip,
+    swap_directions,
+    warp,
+)
+
 MAX_GLOBAL_CELLS = 6000
 """Above this many cells at 1/8 resolution the global match runs on pooled descriptors: its cost is quadratic."""
 STEP = 0.2
@@ -42,6 +52,8 @@ class FrameFeatures(NamedTuple):
     """(B, 64, H/32, W/32)."""
     grey: Tensor
     """(B, 1, H, W) float32 grey image of zero mean and unit deviation."""
+    colour: Tensor
+    """(B, 3, H/4, W/4) mean colours in [0, 1]."""
 
 
 class GlobalMatch(NamedTuple):
@@ -129,7 +141,8 @@ class FrameEncoder(nn.Module):
         patches = F.pixel_unshuffle((images - mean) * gain, 4)
         colour = F.relu(self.colour(torch.cat([quarter, patches.to(quarter.dtype)], 1)))
         x = F.relu(self.residual[0](colour))
-        return FrameFeatures(F.relu(colour + self.residual[1](x)), eighth, x4, x5, grey)
+        quarter = F.relu(colour + self.residual[1](x))
+        return FrameFeatures(quarter, eighth, x4, x5, grey, F.avg_pool2d(images, 4))
 
 
 def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,25 +169,6 @@ def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:  # (2, h, w) as (x, y), float32
-    """List pixel-centre coordinates."""
-    y = torch.arange(h, device=like.device, dtype=torch.float32)
-    x = torch.arange(w, device=like.device, dtype=torch.float32)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
-
-
-def warp(
-    image: Tensor, flow: Tensor, padding: str = "zeros"
-) -> Tensor:  # (B, C, h, w), (B, 2, h, w)
-    """Sample ``image`` at each pixel plus its flow (bilinear, integer coordinates are pixel centres)."""
-    h, w = image.shape[-2:]
-    at = pixel_grid(h, w, flow) + flow.float()
-    size = at.new_tensor([w - 1, h - 1]).clamp_min(1)
-    grid = at.permute(0, 2, 3, 1) * (2 / size) - 1
-    out = F.grid_sample(image.float(), grid, padding_mode=padding, align_corners=True)
-    return out.to(image.dtype)
-
-
 def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h, w) twice
     """Correlate each cell with its (2r+1)² neighbours in ``b``: (B, (2r+1)², h, w), a quarter of the sum over channels.
 
@@ -189,37 +183,6 @@ def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h,
         for dx in range(side)
     ]
     return torch.stack(rows, 1) / 4
-
-
-def resize_flow(flow: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Resize a flow field and scale its vectors with it."""
-    h, w = flow.shape[-2:]
-    scale = flow.new_tensor([size[1] / w, size[0] / h])[:, None, None]
-    if size[0] < h:
-        return F.interpolate(flow, size, mode="area") * scale
-    return F.interpolate(flow, size, mode="bilinear", align_corners=False) * scale
-
-
-def convex_upsample(values: Tensor, logits: Tensor, factor: int = 4) -> Tensor:
-    """Upsample by learned convex combinations of 3×3 neighbours (RAFT, Teed & Deng 2020, §3.3)."""
-    B, C, h, w = values.shape
-    weights = logits.float().view(B, 1, 9, factor, factor, h, w).softmax(2)
-    patches = F.unfold(F.pad(values.float(), (1,) * 4, mode="replicate"), 3)
-    patches = patches.view(B, C, 9, 1, 1, h, w)
-    out = (weights * patches).sum(2)  # (B, C, factor, factor, h, w)
-    return out.permute(0, 1, 4, 2, 5, 3).reshape(B, C, h * factor, w * factor)
-
-
-def swap_directions(x: Tensor) -> Tensor:
-    """Exchange the two halves of the batch: forward pairs and their reverses."""
-    first, second = x.chunk(2)
-    return torch.cat([second, first])
-
-
-def round_trip(flow: Tensor) -> Tensor:  # (2B, 2, h, w) -> (2B, 1, h, w)
-    """Measure by how much going there and back misses the start, in pixels of the level."""
-    miss = flow + warp(swap_directions(flow), flow)
-    return miss.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
 
 
 def global_match(
@@ -308,6 +271,19 @@ class Fusion(nn.Module):
         return flow, out[:, 3:4].sigmoid(), self.hidden(x)
 
 
+def _smooth_upsampling(layer: nn.Module) -> None:
+    """Let the learned upsampling begin as a smooth interpolation: weights fall with the distance of the cells."""
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    at = torch.arange(4) / 4 - 0.375
+    cells = torch.tensor([-1.0, 0.0, 1.0])
+    y = (cells[:, None, None, None] - at[:, None]) ** 2
+    x = (cells[None, :, None, None] - at[None, :]) ** 2
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+        layer.bias.copy_(-2 * (y + x).flatten())
+
+
 class Refiner(nn.Module):
     """At 1/4: recurrent refinement over local correlation, weights shared over iterations."""
 
@@ -315,7 +291,7 @@ class Refiner(nn.Module):
         super().__init__()
         self.radius = radius
         self.context = conv(context, 32, 1)
-        self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + 2 + hidden, hidden)
+        self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + 3 + hidden, hidden)
         self.blocks = nn.ModuleList([conv(hidden, hidden, dilation=d) for d in (1, 2)])
         self.update = conv(hidden, hidden)
         self.delta = conv(hidden, 2)
@@ -324,18 +300,19 @@ class Refiner(nn.Module):
         for layer in (self.delta, self.scale):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        _smooth_upsampling(self.mask[2])
 
-    def prepare(self, context: Tensor, initial: Tensor, grey: tuple[Tensor, Tensor]) -> Tensor:
-        """Compute once what does not change over iterations: context, and two clues at full resolution.
+    def prepare(self, context: Tensor, initial: Tensor, grey: Tensor, kept: Tensor) -> Tensor:
+        """Compute once what does not change over iterations: context, and clues from full resolution.
 
         The clues say where the initial flow fails: how far the other frame, brought back along it, differs from this
-        one, and how much the flow varies inside a cell.
+        one, how much the flow varies inside a cell, and how far propagation kept it.
         """
         size = context.shape[-2:]
-        apart = (warp(grey[1], initial) - grey[0]).abs().clamp(max=3)
+        apart = (warp(swap_directions(grey), initial) - grey).abs().clamp(max=3)
         inside = initial - resize_flow(resize_flow(initial, size), initial.shape[-2:])
         rough = torch.log1p(inside.abs().sum(1, keepdim=True))
-        clues = F.avg_pool2d(torch.cat([apart, rough], 1), 4)
+        clues = torch.cat([F.avg_pool2d(torch.cat([apart, rough], 1), 4), kept.detach()], 1)
         return torch.cat([F.relu(self.context(context)), clues.to(context.dtype)], 1)
 
     def forward(
@@ -380,6 +357,7 @@ class FlowNet(nn.Module):
         nn.init.zeros_(self.match_tokens.weight)
         nn.init.zeros_(self.match_tokens.bias)  # type: ignore[arg-type]
         self.match_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+        self.propagation = Propagation()
         self.fusion = Fusion(64, tokens, hidden)
         self.describe = conv(quarter + 64, descriptor, 1)
         self.refiner = Refiner(quarter, descriptor, hidden, radius)
@@ -401,7 +379,10 @@ class FlowNet(nn.Module):
         scale = self.match_scale.exp().clamp(max=100)
         unit_a, unit_b = unit.chunk(2)
         match = global_match(unit_a, unit_b, scale)
-        initial8, initial4 = resize_flow(initial, size8), resize_flow(initial, size4)
+        grey = torch.cat([a.grey, b.grey])
+        mended, kept = self.propagation(initial, grey, torch.cat([a.colour, b.colour]))
+        given4, initial4 = resize_flow(initial, size4), mended / 4
+        initial8 = resize_flow(initial4, size8)
         context8 = torch.cat([eighth, upped], 1)
         flow8, trust, hidden8 = self.fusion(
             initial8, match, (4 * unit, swap_directions(4 * unit)), context8
@@ -415,21 +396,21 @@ class FlowNet(nn.Module):
         descriptors = self.describe(torch.cat([quarter, 8 * wide.to(quarter.dtype)], 1))
         descriptors = 4 * F.normalize(descriptors - descriptors.mean(1, keepdim=True), dim=1)
         near = (descriptors, swap_directions(descriptors))
-        grey = torch.cat([a.grey, b.grey])
-        context = self.refiner.prepare(quarter, initial, (grey, swap_directions(grey)))
+        context = self.refiner.prepare(quarter, initial, grey, kept)
         size = initial.shape[-2:]
         steps = [resize_flow(flow, size)] if torch.is_grad_enabled() else []
         for _ in range(iterations or self.iterations):
-            flow, hidden = self.refiner(flow.detach(), initial4, hidden, context, near)
+            flow, hidden = self.refiner(flow.detach(), given4, hidden, context, near)
             if torch.is_grad_enabled():
                 steps.append(resize_flow(flow, size))
         mask = self.refiner.mask(hidden)
         scales = self.refiner.scale(hidden).float()
         scales = F.interpolate(scales, size, mode="bilinear", align_corners=False)
-        # The last step takes the learned upsampling, and what the initial flow knows inside a cell where that helps:
-        # an untrained network returns the initial flow as it is. Earlier steps are there for their losses.
-        both = convex_upsample(4 * torch.cat([flow, initial4], 1), mask)
-        detail = (scales[:, 3:] + 3).sigmoid() * (initial - both[:, 2:])
+        # The last step takes the learned upsampling, and what the initial flow knows inside a cell where it is
+        # trusted: an untrained network returns the mended flow. Earlier steps are there for their losses.
+        both = convex_upsample(4 * torch.cat([flow, given4], 1), mask)
+        kept = F.interpolate(kept, size, mode="bilinear", align_corners=False)
+        detail = kept * (scales[:, 3:] + 3).sigmoid() * (initial - both[:, 2:])
         steps = [*steps[:-1], both[:, :2] + detail]
         mixture = torch.cat([scales[:, :1], 10 * torch.sigmoid(scales[:, 1:2] - 1)], 1)
         return FlowFields(steps, mixture, scales[:, 2:3], match, hidden, mask, flow)

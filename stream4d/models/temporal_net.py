@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.errors import ModelError
-from stream4d.models.flow_net import (
-    FlowFields,
-    FlowNet,
-    FrameEncoder,
-    FrameFeatures,
-    resize_flow,
-    round_trip,
-    warp,
-)
+from stream4d.models.flow_net import FlowFields, FlowNet, FrameEncoder, FrameFeatures
+from stream4d.models.sampling import convex_upsample, resize_flow, round_trip, warp
 from stream4d.models.temporal_cues import rigid_residuals
 from stream4d.models.temporal_heads import (
     CameraHead,
@@ -98,8 +91,6 @@ class PairState(NamedTuple):
 
     def upsampled(self, values: Tensor) -> Tensor:
         """Bring maps at 1/4 resolution to full resolution along the edges that the flow found."""
-        from stream4d.models.flow_net import convex_upsample
-
         return convex_upsample(values, self.flow.upsampling.detach())
 
 

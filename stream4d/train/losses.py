@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stream4d.models.flow_net import pixel_grid, warp
+from stream4d.models.sampling import pixel_grid, warp
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,61 @@
+"""Sampling flow fields and images on pixel grids: warp, resize, upsample, go there and back.
+
+Integer coordinates are pixel centres. Directions of a pair share the batch: the first half goes a → b, the second
+b → a.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:  # (2, h, w) as (x, y), float32
+    """List pixel-centre coordinates."""
+    y = torch.arange(h, device=like.device, dtype=torch.float32)
+    x = torch.arange(w, device=like.device, dtype=torch.float32)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"))
+
+
+def warp(
+    image: Tensor, flow: Tensor, padding: str = "zeros"
+) -> Tensor:  # (B, C, h, w), (B, 2, h, w)
+    """Sample ``image`` at each pixel plus its flow (bilinear, integer coordinates are pixel centres)."""
+    h, w = image.shape[-2:]
+    at = pixel_grid(h, w, flow) + flow.float()
+    size = at.new_tensor([w - 1, h - 1]).clamp_min(1)
+    grid = at.permute(0, 2, 3, 1) * (2 / size) - 1
+    out = F.grid_sample(image.float(), grid, padding_mode=padding, align_corners=True)
+    return out.to(image.dtype)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize a flow field and scale its vectors with it."""
+    h, w = flow.shape[-2:]
+    scale = flow.new_tensor([size[1] / w, size[0] / h])[:, None, None]
+    if size[0] < h:
+        return F.interpolate(flow, size, mode="area") * scale
+    return F.interpolate(flow, size, mode="bilinear", align_corners=False) * scale
+
+
+def convex_upsample(values: Tensor, logits: Tensor, factor: int = 4) -> Tensor:
+    """Upsample by learned convex combinations of 3×3 neighbours (RAFT, Teed & Deng 2020, §3.3)."""
+    B, C, h, w = values.shape
+    weights = logits.float().view(B, 1, 9, factor, factor, h, w).softmax(2)
+    patches = F.unfold(F.pad(values.float(), (1,) * 4, mode="replicate"), 3)
+    patches = patches.view(B, C, 9, 1, 1, h, w)
+    out = (weights * patches).sum(2)  # (B, C, factor, factor, h, w)
+    return out.permute(0, 1, 4, 2, 5, 3).reshape(B, C, h * factor, w * factor)
+
+
+def swap_directions(x: Tensor) -> Tensor:
+    """Exchange the two halves of the batch: forward pairs and their reverses."""
+    first, second = x.chunk(2)
+    return torch.cat([second, first])
+
+
+def round_trip(flow: Tensor) -> Tensor:  # (2B, 2, h, w) -> (2B, 1, h, w)
+    """Measure by how much going there and back misses the start, in pixels of the level."""
+    miss = flow + warp(swap_directions(flow), flow)
+    return miss.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
