@@ -175,6 +175,25 @@ def test_hub_tries_the_usual_names(monkeypatch, tensors, tmp_path):
         read_checkpoint("owner/name:other.pt")
 
 
+@pytest.mark.parametrize("has_config", [True, False])
+def test_config_comes_with_safetensors_from_the_hub(has_config, monkeypatch, tensors, tmp_path):
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(repo, name, repo_type):
+        if name == "model.safetensors":
+            save_file(tensors, tmp_path / name)
+        elif name == "config.json" and has_config:
+            (tmp_path / name).write_text('{"img_size": [224, 224]}', encoding="utf-8")
+        else:
+            raise EntryNotFoundError("404")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    read = read_checkpoint("owner/name")
+    assert read.args == ({"img_size": [224, 224]} if has_config else {})
+
+
 def test_arguments_are_data():
     text = (
         "Net(pos_embed='RoPE100', img_size=(512, 512), depth_mode=('exp', -inf, inf), "

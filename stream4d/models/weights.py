@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import json
 import math
 import pickle
@@ -129,7 +130,12 @@ def _download(hub_id: str) -> Path:
     names = (wanted,) if wanted else HUB_FILES
     for name in names:
         try:
-            return Path(hf_hub_download(repo.removeprefix("datasets/"), name, repo_type=kind))
+            path = Path(hf_hub_download(repo.removeprefix("datasets/"), name, repo_type=kind))
+            if path.suffix == ".safetensors":
+                # Sizes and resolution stand beside the tensors; few repositories have none.
+                with contextlib.suppress(EntryNotFoundError):
+                    hf_hub_download(repo.removeprefix("datasets/"), "config.json", repo_type=kind)
+            return path
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError, ValueError) as error:
