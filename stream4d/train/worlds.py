@@ -204,14 +204,15 @@ def sample_world(
     path = sample_trajectories(rng, styles, frames, turn, move, typical)
     cameras = gravity_from_world[:, None] @ path
     floor = rng.uniform(0.6, 1.8, B) * scale
-    room, half = _room(rng, cameras, scale, floor, outdoors)
+    hilly = outdoors & (rng.random(B) < 0.5)
+    ground, waves = _terrain(rng, scale, floor, hilly)
+    lowest = floor + np.abs(waves[..., 3]).sum(1)  # no flat floor shows in the valleys
+    room, half = _room(rng, cameras, scale, lowest, outdoors)
     layout = place(rng, lens, size, cameras, scale, floor, room, options)
     form_groups(rng, layout, options)
     for b in np.flatnonzero((layout.group == 0).any(1) & (rng.random(B) < options.figure_share)):
         add_figure(rng, layout, int(b), W / lens.focal[b])
     solids = animate(rng, layout, lens, W, cameras, options)
-    hilly = outdoors & (rng.random(B) < 0.5)
-    ground, waves = _terrain(rng, scale, floor, hilly)
     extents = np.concatenate([layout.extents, np.ones((B, 1, 3)), half[:, None]], 1)
     still = np.stack([ground, room], 1)[:, None].repeat(frames, 1)  # (B, T, 2, 4, 4)
     world_from_gravity = gravity_from_world.swapaxes(-1, -2)  # a rotation about the origin
