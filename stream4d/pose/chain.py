@@ -23,7 +23,7 @@ from stream4d.packets import (
     VideoInfo,
     Window,
 )
-from stream4d.pose import dense, keyframes, patches, refine, start, track, uncertainty
+from stream4d.pose import dense, keyframes, patches, refine, relocalise, start, track, uncertainty
 from stream4d.pose.map import LocalMap
 from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
 from stream4d.pose.state import pack, unpack
@@ -41,9 +41,13 @@ START_STILL_PX = 0.5
 START_EXPLAINED = 0.2
 """Share of tracks that rotation alone may explain exactly at a start: a camera that stands still before movers
 shows a peak at zero, while a scene's depth leaves a range of parallax."""
+RECOGNISED = 0.1
+"""Share of the patches tracked before that must be recognised for the frame to count as seen."""
+MIN_FOUND = 15
+"""Patches that must be found again, and agree, for a lost camera to be found."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
-_SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost")
+_SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost", "_tracked_before")
 """Attributes that the state holds as numbers."""
 
 
@@ -63,6 +67,7 @@ class PoseChain:
         self._focal_info = 0.0
         self._segment = 0
         self._lost = 0
+        self._tracked_before = 0
         self._velocity = np.eye(4)
         self._by_windows: bool | None = None
         self._placer = WindowPlacer()
@@ -176,6 +181,7 @@ class PoseChain:
     def _follow(self, record: Record, previous: Record) -> None:
         """Carry the previous frame's tracks into this one by flow."""
         assert self._map is not None
+        self._tracked_before = int((np.isfinite(previous.var) & (self._map.host >= 0)).sum())
         if record.flow_here is None:
             record.uv, record.var = (
                 previous.uv.copy(),
@@ -230,7 +236,12 @@ class PoseChain:
         assert local_map is not None
         anchor = local_map.poses[0]
         last = self._records[-1].pose
-        self._refine_positions(record, last)
+        share = self._refine_positions(record, last)
+        if share < RECOGNISED and self._is_cut(record):
+            self._segment += 1
+            record.segment = self._segment
+            self._anchor(record, np.eye(3, 4))
+            return
         rows = np.flatnonzero(np.isfinite(record.var))
         total = int((local_map.host >= 0).sum())
         relative_start = track.relative_pose(last, anchor)
@@ -299,11 +310,12 @@ class PoseChain:
         record.information = fit.information
         return fit
 
-    def _refine_positions(self, record: Record, pose: Array) -> None:
-        """Align the tracked patches; those that cannot be aligned stay where flow brought them."""
+    def _refine_positions(self, record: Record, pose: Array) -> float:
+        """Align the tracked patches; the others stay where flow brought them. Returns the share aligned."""
         assert self._map is not None
         uv, var, info, found = patches.align(self._map, record.pyramid, pose, record.uv, record.var)
         record.uv[found], record.var[found], record.info[found] = uv[found], var[found], info[found]
+        return float(found.sum() / max(self._tracked_before, 1))
 
     def _best_fit(self, record: Record, near: Array, other: Array) -> track.Fit:
         """Fit from two guesses, warm, and from one, cold; the lowest robust cost wins.
@@ -326,8 +338,15 @@ class PoseChain:
         assert local_map is not None
         predicted = (self._velocity @ np.vstack([previous.pose, [0, 0, 0, 1]]))[:3]
         fit = self._best_fit(record, predicted, previous.pose)
-        self._refine_positions(record, fit.pose)
-        fit = self._best_fit(record, fit.pose, predicted)
+        share = self._refine_positions(record, fit.pose)
+        if self._lost or share < RECOGNISED:
+            # flow of a blank or foreign image looks consistent: only what was recognised counts
+            record.var[:] = np.inf
+            if not self._find_again(record, predicted):
+                return
+            fit = self._fit(record, record.pose, track.WARM)
+        else:
+            fit = self._best_fit(record, fit.pose, predicted)
         if fit.inliers.sum() < 0.5 * len(record.rows):
             fresh = track.fit_pose_from_nothing(
                 local_map, record.rows, record.uv[record.rows], record.info[record.rows]
@@ -350,6 +369,31 @@ class PoseChain:
         self._mature(record)
         if keyframes.is_needed(local_map, record, self._size):
             self._make_keyframe(record)
+
+    def _find_again(self, record: Record, predicted: Array) -> bool:
+        """Recover a lost camera: near where it was expected, else anywhere in the map; else it stays lost."""
+        local_map = self._map
+        assert local_map is not None
+        for guess in (predicted, relocalise.find_pose(local_map, record.pyramid[0])):
+            if guess is None:
+                continue
+            record.set_pose(guess, local_map, tracked=True)
+            self._look_again(record)
+            rows = np.flatnonzero(np.isfinite(record.var) & (local_map.host >= 0))
+            if len(rows) >= MIN_FOUND:
+                fit = self._fit(record, guess, track.COLD)
+                if fit.inliers.sum() >= max(MIN_FOUND, 0.5 * len(rows)):
+                    return True
+            record.var[:] = np.inf
+        self._lose(record, predicted)
+        return False
+
+    def _is_cut(self, record: Record) -> bool:
+        """Tell whether the image shows another scene: it has texture, and the frame before had too."""
+        before = self._records[-1]
+        return relocalise.is_textured(record.pyramid[0]) and relocalise.is_textured(
+            before.pyramid[0]
+        )
 
     def _look_again(self, record: Record) -> None:
         """Search for patches that flow did not bring: project them, align, keep what looks right."""
@@ -376,7 +420,7 @@ class PoseChain:
         self._lost += 1
         record.set_pose(predicted, local_map, tracked=False)
         self._velocity = np.eye(4)
-        if self._lost > LOST_AFTER:
+        if self._lost > LOST_AFTER or (self._lost == 1 and self._is_cut(record)):
             self._segment += 1
             record.segment = self._segment
             self._anchor(record, record.pose)

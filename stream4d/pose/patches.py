@@ -130,7 +130,9 @@ def _alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N
     per_pixel = NOISE_GAIN * np.maximum(noise, NOISE_FLOOR)
     a, b, c = tensor.T
     smaller = 0.5 * (a + c - np.sqrt((a - c) ** 2 + 4 * b * b))
-    bias = np.minimum(smaller, GRADIENT_NOISE * _kernels.SIDE**2)  # noise alone makes the tensor this large
+    bias = np.minimum(
+        smaller, GRADIENT_NOISE * _kernels.SIDE**2
+    )  # noise alone makes the tensor this large
     a, b, c = (a - bias) / per_pixel, b / per_pixel, (c - bias) / per_pixel
     # T (1 + floor T)^-1 for the symmetric T = [[a, b], [b, c]]
     f = ALIGN_FLOOR_VAR
