@@ -163,3 +163,10 @@ def test_unknown_model_is_one_line(capsys):
     err = capsys.readouterr().err
     assert "Did you mean 'vggt'" in err
     assert err.count("\n") == 1
+
+
+def test_models_page_knows_every_family():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in list_models():
+        if name not in ("classical", "temporal"):
+            assert f"`{name.split('-')[0]}" in page, name
