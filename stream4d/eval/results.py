@@ -7,6 +7,7 @@ model, settings and code are the same, so an interrupted run goes on.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 from pathlib import Path
@@ -105,6 +106,8 @@ def measure(
     results = Results(model, calibrated=calibrated, config=settings.dump(config), path=file)
     results.resume()
     jobs = [_job(folder, sequence) for folder, sequence in chosen]
+    if any(job.name not in results.rows for job in jobs):
+        _warm_up(chosen, config, timeout_s)
     with logs.Progress(sum(job.frames for job in jobs)) as progress:
         run_jobs(jobs, results, timeout_s=timeout_s, on_frame=progress.advance)
     results.keep([job.name for job in jobs])
@@ -130,9 +133,8 @@ def repeatability(
     if not moved:
         return ""
     names = ", ".join(f"`{name}`" for name in again.rows)
-    return (
-        f"A second run of {names} moved no accuracy figure by more than {100 * max(moved):.2g} %."
-    )
+    most = max(100 * max(moved), 0.001)  # rounding of the last digit is not worth a number
+    return f"A second run of {names} moved no accuracy figure by more than {most:.1g} %."
 
 
 def machine() -> str:
@@ -145,6 +147,14 @@ def machine() -> str:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     busy = f", shared with other work at the start (load {load:.1f}: times are too long)"
     return f"{os.cpu_count()} CPU cores ({name}), no GPU used{busy if load > 1 else ''}"
+
+
+def _warm_up(clips: list[tuple[Path, EvalSequence]], config: RunConfig, timeout_s: float) -> None:
+    """Run a few frames and forget them: the first run after an install compiles kernels for later ones."""
+    videos = [clip for clip in clips if not clip[1].pairs]
+    short = dataclasses.replace(config, reader=dataclasses.replace(config.reader, max_frames=40))
+    results = Results(config.model.name, calibrated=False, config=settings.dump(short))
+    run_jobs([_job(*clip) for clip in videos[:1]], results, timeout_s=timeout_s)
 
 
 def _job(folder: Path, sequence: EvalSequence) -> Job:
