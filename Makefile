@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type fix bench results docs clean
+.PHONY: setup demo test lint type fix bench results docs textures clean
 .DELETE_ON_ERROR:
 
 setup: .venv/.installed
@@ -38,6 +38,9 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m stream4d.store.schema > docs/store-format.md
+
+textures: setup
+	$(BIN)/python -m stream4d.train.fetch_textures textures
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
