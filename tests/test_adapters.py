@@ -13,6 +13,7 @@ from families import TINY_OPTIONS, check_prediction, make_frames, video_info
 
 from stream4d.geometry.camera import project, unproject
 from stream4d.geometry.transforms import invert, se3_exp, transform_points
+from stream4d.models.crop_table import fit_to_table
 from stream4d.models.dust3r import Pair, anchored_prediction, fit_image
 from stream4d.models.monst3r import Flows
 from stream4d.models.must3r_net import Points
@@ -241,7 +242,12 @@ def test_streamvggt_frames_become_poses(monkeypatch):
 
 @pytest.mark.parametrize("size", [(512, 288), (640, 480), (101, 150), (333, 77), (96, 96)])
 def test_intrinsics_go_to_the_network_and_back(size):
-    for fit in (fit_image(*size), fit_vggt(*size), fit_vggt(*size, mode="pad")):
+    for fit in (
+        fit_image(*size),
+        fit_vggt(*size),
+        fit_vggt(*size, mode="pad"),
+        fit_to_table(*size, 512),
+    ):
         K = np.array([[400.0, 0, 200.5], [0, 410.0, 130.25], [0, 0, 1]])
         np.testing.assert_allclose(fit.K_to_frame(fit.K_to_network(K)), K, rtol=1e-12)
 

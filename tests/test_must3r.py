@@ -9,6 +9,7 @@ from families import check_pinhole, check_prediction, make_frames, run_windows, 
 from golden import Golden, Recorder, check_manifest, relative_error
 
 from stream4d.errors import ModelError
+from stream4d.models.crop_table import fit_to_table
 from stream4d.models.dust3r import fit_image
 from stream4d.models.must3r_net import (
     KEY_MAP,
@@ -257,6 +258,39 @@ def test_resize_of_the_online_tool():
             box,
             out,
         ), (W, H)
+
+
+def test_crop_and_resize_of_the_demos():
+    for W, H, size, target, crop, to_rescaled, to_orig in Golden("post", "must3r_preprocess").info[
+        "demo"
+    ]:
+        fit = fit_to_table(W, H, size)
+        assert list(fit.size) == target, (W, H, size)
+        assert list(fit.crop[::-1]) == (crop or [H, W]), (W, H, size)
+        (sx, sy), (x, y) = fit.scale, fit.corner
+        wanted = np.array(to_rescaled)
+        np.testing.assert_allclose([sx, sy], np.diag(wanted)[:2], rtol=1e-6)
+        # The official matrices keep half pixels of an odd margin; the crop itself cannot, and ours are the crop's.
+        np.testing.assert_allclose([-x * sx, -y * sy], wanted[:2, 2], atol=0.501 * max(sx, sy))
+        np.testing.assert_allclose([x, y], np.array(to_orig)[:2, 2], atol=0.501)
+
+
+def test_pixels_of_the_demos():
+    t = Golden("post", "must3r_preprocess").tensors
+    rgb = t["resize.uint8"].numpy()
+    fit = fit_to_table(rgb.shape[1], rgb.shape[0], 64, ((64, 48), (64, 32)))
+    got = fit.batch([rgb])[0] * 2 - 1
+    torch.testing.assert_close(got, t["resize.tensor_table_4:3_64x48"], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(fit.scale, np.diag(t["resize.to_rescaled"])[:2])
+    assert fit.image(rgb).shape == (48, 64, 3)
+
+
+def test_prediction_with_the_crop_of_the_demos():
+    model = create_model("must3r", weights="random", crop="table", resolution=224, **TINY)
+    check_prediction(run_windows(model, 150, 101, count=2, size=2)[0], 2, 150, 101)
+    model = create_model("must3r", weights="random", crop="table", resolution=96, **TINY)
+    with pytest.raises(ModelError, match="224"):
+        model.session(video_info(150, 101))
 
 
 def test_constructor_strings_are_read_as_data():

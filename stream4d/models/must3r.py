@@ -83,7 +83,8 @@ class Must3rModel(ForeignModel):
         return KEY_MAP
 
     def session(self, info: VideoInfo) -> Must3rSession:
-        return Must3rSession(self, info, fit_image(info.width, info.height, self.config.resolution))
+        choose = fit_to_table if self.config.crop == "table" else fit_image
+        return Must3rSession(self, info, choose(info.width, info.height, self.config.resolution))
 
 
 class Must3rSession(NativeSession):

@@ -34,6 +34,8 @@ class Must3rConfig:
     """What the memory holds: projected keys and values (fastest), normed tokens, or tokens (half the size)."""
     resolution: int = 512
     """Long side of the network's image; 224 crops a square."""
+    crop: Literal["little", "table"] = "little"
+    """``little``: whole frame, but for multiples of 16. ``table``: crop to the nearest aspect ratio of training."""
     memory_images: int = 12
     """Images that the memory keeps: the first one for ever, then keyframes; the oldest gives way."""
     keyframe_threshold: float = 0.1

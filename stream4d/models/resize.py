@@ -32,8 +32,8 @@ class Fit:
 
     source: tuple[int, int]
     resized: tuple[int, int]
-    left: int
-    top: int
+    left: float
+    top: float
     size: tuple[int, int]
     filter: Image.Resampling = Image.Resampling.LANCZOS
     fill: int = 255
@@ -49,13 +49,14 @@ class Fit:
         image = Image.fromarray(rgb)
         if image.size != self.resized:
             image = image.resize(self.resized, self.filter)
-        box = (self.left, self.top, self.left + self.size[0], self.top + self.size[1])
+        left, top = int(self.left), int(self.top)
+        box = (left, top, left + self.size[0], top + self.size[1])
         pixels = np.asarray(image)
         inner = pixels[max(0, box[1]) : box[3], max(0, box[0]) : box[2]]
         if inner.shape[1::-1] == self.size:
             return inner
         out = np.full((self.size[1], self.size[0], 3), self.fill, np.uint8)
-        x, y = max(0, -self.left), max(0, -self.top)
+        x, y = max(0, -left), max(0, -top)
         out[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
         return out
 
