@@ -1,7 +1,7 @@
 """Dense correspondence for the temporal model: frame encoder, coarse matching, recurrent refinement.
 
 Works on both directions of a frame pair at once (the direction is one more batch entry). Three sources agree on a flow:
-a classical initial flow (OpenCV DIS, ``temporal_cues``), a global match of learned descriptors at 1/8 resolution
+a classical initial flow (OpenCV DIS, ``temporal_cues``), a global match of learned descriptors at 1/16 resolution
 (LoFTR's dual softmax) that knows large displacements, and a recurrent refinement over local correlation at 1/4
 resolution with weights shared over iterations (PWC-Net's warped cost volume inside RAFT's update). The initial flow is
 an input and not a crutch: training hides or weakens it in part of the samples.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream4d.models.flow_propagation import Propagation
+from stream4d.models.flow_propagation import Mended, Propagation
 from stream4d.models.sampling import (
     convex_upsample,
     pixel_grid,
@@ -33,8 +33,6 @@ from stream4d.models.sampling import (
     warp,
 )
 
-MAX_GLOBAL_CELLS = 6000
-"""Above this many cells at 1/8 resolution the global match runs on pooled descriptors: its cost is quadratic."""
 STEP = 0.2
 """Gain of predicted flow corrections: most of them are fractions of a pixel, and Adam's steps are not."""
 
@@ -185,18 +183,20 @@ def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h,
     return torch.stack(rows, 1) / 4
 
 
+MATCH_CELL = 16
+"""Side of the cells of the global match in pixels: its cost grows with the fourth power of the resolution."""
+
+
 def global_match(
     a: Tensor, b: Tensor, scale: Tensor
-) -> GlobalMatch:  # (B, C, h, w) unit vectors twice
+) -> GlobalMatch:  # (B, C, H/8, W/8) unit vectors twice
     """Match all cells of two frames both ways; refine each match inside its 3×3 neighbourhood.
 
     Source: the dual-softmax matching of LoFTR (Sun et al. 2021, eq. 2-3), refined by a local soft-argmax.
     """
+    full = a.shape[-2:]
+    a, b = F.normalize(F.avg_pool2d(a, 2)), F.normalize(F.avg_pool2d(b, 2))
     h, w = a.shape[-2:]
-    cell, full = 8, (h, w)
-    if h * w > MAX_GLOBAL_CELLS:
-        a, b = F.normalize(F.avg_pool2d(a, 2)), F.normalize(F.avg_pool2d(b, 2))
-        cell, (h, w) = 16, a.shape[-2:]
     scores = torch.matmul(a.flatten(2).transpose(1, 2), b.flatten(2)).float() * scale
     rows, columns = scores.logsumexp(2, keepdim=True), scores.logsumexp(1, keepdim=True)
     with torch.no_grad():
@@ -205,11 +205,10 @@ def global_match(
             for s, r, c in ((scores, rows, columns), (scores.mT, columns, rows))
         ]
         flow, confidence = (torch.cat(x) for x in zip(*found, strict=True))
-        if (h, w) != full:
-            flow = resize_flow(flow, full)
-            confidence = F.interpolate(confidence, full, mode="nearest")
+        flow = resize_flow(flow, full)
+        confidence = F.interpolate(confidence, full, mode="nearest")
     logp = 2 * scores - rows - columns if torch.is_grad_enabled() else None
-    return GlobalMatch(flow, confidence, logp, cell)
+    return GlobalMatch(flow, confidence, logp, MATCH_CELL)
 
 
 def _nearest(
@@ -302,17 +301,17 @@ class Refiner(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         _smooth_upsampling(self.mask[2])
 
-    def prepare(self, context: Tensor, initial: Tensor, grey: Tensor, kept: Tensor) -> Tensor:
+    def prepare(self, context: Tensor, initial: Tensor, mended: Mended) -> Tensor:
         """Compute once what does not change over iterations: context, and clues from full resolution.
 
         The clues say where the initial flow fails: how far the other frame, brought back along it, differs from this
         one, how much the flow varies inside a cell, and how far propagation kept it.
         """
         size = context.shape[-2:]
-        apart = (warp(swap_directions(grey), initial) - grey).abs().clamp(max=3)
         inside = initial - resize_flow(resize_flow(initial, size), initial.shape[-2:])
         rough = torch.log1p(inside.abs().sum(1, keepdim=True))
-        clues = torch.cat([F.avg_pool2d(torch.cat([apart, rough], 1), 4), kept.detach()], 1)
+        apart, trust = mended.apart.clamp(max=3), mended.trust.detach()
+        clues = torch.cat([apart, F.avg_pool2d(rough, 4), trust], 1)
         return torch.cat([F.relu(self.context(context)), clues.to(context.dtype)], 1)
 
     def forward(
@@ -380,8 +379,8 @@ class FlowNet(nn.Module):
         unit_a, unit_b = unit.chunk(2)
         match = global_match(unit_a, unit_b, scale)
         grey = torch.cat([a.grey, b.grey])
-        mended, kept = self.propagation(initial, grey, torch.cat([a.colour, b.colour]))
-        given4, initial4 = resize_flow(initial, size4), mended / 4
+        mended = self.propagation(initial, grey, torch.cat([a.colour, b.colour]))
+        given4, initial4 = resize_flow(initial, size4), mended.flow / 4
         initial8 = resize_flow(initial4, size8)
         context8 = torch.cat([eighth, upped], 1)
         flow8, trust, hidden8 = self.fusion(
@@ -396,7 +395,7 @@ class FlowNet(nn.Module):
         descriptors = self.describe(torch.cat([quarter, 8 * wide.to(quarter.dtype)], 1))
         descriptors = 4 * F.normalize(descriptors - descriptors.mean(1, keepdim=True), dim=1)
         near = (descriptors, swap_directions(descriptors))
-        context = self.refiner.prepare(quarter, initial, grey, kept)
+        context = self.refiner.prepare(quarter, initial, mended)
         size = initial.shape[-2:]
         steps = [resize_flow(flow, size)] if torch.is_grad_enabled() else []
         for _ in range(iterations or self.iterations):
@@ -409,7 +408,7 @@ class FlowNet(nn.Module):
         # The last step takes the learned upsampling, and what the initial flow knows inside a cell where it is
         # trusted: an untrained network returns the mended flow. Earlier steps are there for their losses.
         both = convex_upsample(4 * torch.cat([flow, given4], 1), mask)
-        kept = F.interpolate(kept, size, mode="bilinear", align_corners=False)
+        kept = F.interpolate(mended.trust, size, mode="bilinear", align_corners=False)
         detail = kept * (scales[:, 3:] + 3).sigmoid() * (initial - both[:, 2:])
         steps = [*steps[:-1], both[:, :2] + detail]
         mixture = torch.cat([scales[:, :1], 10 * torch.sigmoid(scales[:, 1:2] - 1)], 1)

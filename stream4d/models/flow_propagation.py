@@ -29,6 +29,8 @@ class Mended(NamedTuple):
     """(2B, 2, h, w) in pixels of the full image."""
     trust: Tensor
     """(2B, 1, h, w) in [0, 1]: how far the initial flow was kept."""
+    apart: Tensor
+    """(2B, 1, h, w) difference of the images along the initial flow, in deviations of the image."""
 
 
 class Propagation(nn.Module):
@@ -48,7 +50,7 @@ class Propagation(nn.Module):
 
     def forward(self, flow: Tensor, grey: Tensor, colour: Tensor) -> Mended:
         """Mend both directions: flow (2B, 2, H, W), grey (2B, 1, H, W), colour (2B, 3, H/4, W/4)."""
-        trust, alike = self._trust(flow, grey)
+        trust, alike, apart = self._trust(flow, grey)
         start = F.avg_pool2d(flow, 4)
         own = self.own.exp() * alike
         weight = trust + 1e-4
@@ -60,22 +62,25 @@ class Propagation(nn.Module):
             arrived = (spread[:, :2] + 9 * own * start) / (spread[:, 2:] + 9 * own)
             mended = trust * start + (1 - trust) * arrived
             weight = torch.maximum(trust, (spread[:, 2:] / 9).clamp(max=1))
-        return Mended(mended, trust)
+        return Mended(mended, trust, apart)
 
-    def _trust(self, flow: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
-        """Trust in the initial flow per cell, and how alike the images are along it."""
+    def _trust(self, flow: Tensor, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Trust in the initial flow per cell, how alike the images are along it, and how far apart."""
         H, W = flow.shape[-2:]
-        miss = (flow + warp(swap_directions(flow), flow)).square().sum(1, keepdim=True)
+        # Flow and image of the other direction in one look-up. Beyond the border nothing is trusted anyway.
+        other = warp(swap_directions(torch.cat([flow, grey], 1)), flow, "border")
+        miss = (flow + other[:, :2]).square().sum(1, keepdim=True)
         limit = (
             self.miss_px.exp() + self.miss_share.exp() * flow.square().sum(1, keepdim=True).sqrt()
         )
-        apart = (warp(swap_directions(grey), flow, "border") - grey).abs()
+        apart = (other[:, 2:] - grey).abs()
         alike = torch.exp(-((apart / self.contrast.exp()) ** 2))
         at = pixel_grid(H, W, flow) + flow
         inside = (at[:, :1] >= 0) & (at[:, :1] <= W - 1) & (at[:, 1:] >= 0) & (at[:, 1:] <= H - 1)
         alike = alike * inside
         trust = torch.exp(-miss / limit**2) * alike
-        return F.avg_pool2d(trust, 4), F.avg_pool2d(alike, 4)
+        trust, alike, apart = F.avg_pool2d(torch.cat([trust, alike, apart], 1), 4).split(1, 1)
+        return trust, alike, apart
 
     def _affinity(self, colour: Tensor, dilation: int) -> Tensor:  # (2B, 1, 9, h, w)
         apart = (_neighbours(colour, dilation) - colour[:, :, None]).abs().mean(1, keepdim=True)
