@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stream4d.errors import ModelError
 from stream4d.geometry.camera import default_focal, make_K
 from stream4d.models.base import ModelCard
+from stream4d.models.crop_table import fit_to_table
 from stream4d.models.dust3r import fit_image
 from stream4d.models.family import (
     ForeignModel,
