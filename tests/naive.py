@@ -44,3 +44,27 @@ def weighted_sums(s: Array, t: Array, w: Array, T: Array, scale: float, frame: A
     cross = np.einsum("n,ni,nj->ij", w, t, s).ravel()
     square = (w * (s**2).sum(-1)).sum()
     return np.concatenate([[w.sum()], w @ s, w @ t, cross, [square, near, total]])
+
+
+def patch_pixel(cam: Array, ray: Array, rho: float, target: Array, host: Array) -> Array:
+    """Return the pixel (2,) at which ``target`` (3, 4) sees a patch of ``host`` (3, 4); NaN behind it."""
+    R = target[:, :3] @ host[:, :3].T
+    q = R @ ray + rho * (target[:, 3] - R @ host[:, 3])
+    return cam[:2] * q[:2] / q[2] + cam[2:] if q[2] > 1e-4 else np.full(2, np.nan)
+
+
+def moved(pose: Array, xi: Array) -> Array:
+    """Apply a left twist to a camera-from-world (3, 4): rotation by exp, translation added."""
+    out = transforms.so3_exp(xi[3:]) @ pose
+    out[:, 3] += xi[:3]
+    return out
+
+
+def differences(function, n: int, step: float = 1e-6) -> Array:  # type: ignore[no-untyped-def]
+    """Return the Jacobian of ``function`` of n numbers at zero, by central differences."""
+    columns = []
+    for i in range(n):
+        e = np.zeros(n)
+        e[i] = step
+        columns.append((function(e) - function(-e)) / (2 * step))
+    return np.stack(columns, axis=-1)

@@ -1,0 +1,259 @@
+"""The pose chain's kernels against differences, dense algebra and known answers; once without compilation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stream4d.geometry import flow as geometry_flow
+from stream4d.geometry import transforms
+from stream4d.packets import Array
+from stream4d.pose import _kernels, refine
+from tests import naive
+from tests.synthetic import Scene
+
+CAM = np.array([210.0, 205.0, 120.0, 90.0])
+
+
+class Bundle:
+    """Random cameras, patches and what they see; ``case`` makes it degenerate."""
+
+    def __init__(
+        self, case: str = "random", frames: int = 4, patches: int = 30, noise: float = 0.3
+    ) -> None:
+        rng = np.random.default_rng(5)
+        n = 1 if case == "single" else patches
+        self.rays = np.column_stack([rng.uniform(-0.5, 0.5, (n, 2)), np.ones(n)])
+        if case == "collinear":
+            self.rays[:, 1] = 0.3 * self.rays[:, 0]
+        self.rho = rng.uniform(0.2, 1.0, n)
+        self.host = rng.integers(0, frames, n)
+        xi = 0.05 * rng.normal(size=(frames, 6))
+        self.poses = transforms.se3_exp(xi)[:, :3]
+        scale = 1e3 if case == "huge" else 1.0
+        self.poses[:, :, 3] *= scale
+        self.rho = self.rho / scale
+        pairs = [(p, f) for p in range(n) for f in range(frames) if f != self.host[p]]
+        if case == "masked":
+            pairs = []
+        self.patch = np.array([p for p, _ in pairs], np.int64)
+        self.frame = np.array([f for _, f in pairs], np.int64)
+        seen = [self.pixel(p, f) for p, f in pairs]
+        self.uv = np.array(seen).reshape(-1, 2) + noise * rng.normal(size=(len(pairs), 2))
+        a, b, c = (
+            rng.uniform(1, 4, len(pairs)),
+            rng.uniform(-0.5, 0.5, len(pairs)),
+            rng.uniform(1, 4, len(pairs)),
+        )
+        self.info = np.stack([a, b, c], axis=-1)
+        self.prior, self.prior_info = self.rho.copy(), np.full(n, 0.01 * scale**2)
+
+    def pixel(self, p: int, f: int) -> Array:
+        return naive.patch_pixel(
+            CAM, self.rays[p], self.rho[p], self.poses[f], self.poses[self.host[p]]
+        )
+
+    def system(self, column: Array, D: int) -> tuple[Array, ...]:
+        n = len(self.rho)
+        out = np.zeros((D, D)), np.zeros(D), np.zeros((n, D)), np.zeros(n), np.zeros(n)
+        _kernels.bundle_system(
+            CAM, self.rays, self.host, self.poses, column, self.rho, self.patch, self.frame, self.uv, self.info,
+            1e12, self.prior, self.prior_info, *out,
+        )  # fmt: skip
+        return out
+
+
+@pytest.mark.parametrize("case", ["random", "collinear", "masked", "single", "huge"])
+def test_bundle_system_is_the_gauss_newton_system(case: str) -> None:
+    bundle = Bundle(case)
+    n, frames, D = len(bundle.rho), 4, 6 * 3 + 1
+    column = np.array([-1, 0, 6, 12])
+    H, b, E, C, gr = bundle.system(column, D)
+    whitened = [np.linalg.cholesky([[a, m], [m, c]]).T for a, m, c in bundle.info]
+
+    def residuals(x: Array) -> Array:
+        poses = [bundle.poses[0]] + [
+            naive.moved(bundle.poses[f], x[6 * f - 6 : 6 * f]) for f in range(1, frames)
+        ]
+        zoom = np.exp(x[18])
+        cam = CAM * [zoom, zoom, 1, 1]
+        rays = bundle.rays * [1 / zoom, 1 / zoom, 1]
+        rho = bundle.rho * (1 + x[19:])  # relative, so that one step suits all scales
+        out = [
+            L @ (naive.patch_pixel(cam, rays[p], rho[p], poses[f], poses[bundle.host[p]]) - uv)
+            for p, f, uv, L in zip(bundle.patch, bundle.frame, bundle.uv, whitened, strict=True)
+        ]
+        return np.concatenate([*out, np.sqrt(bundle.prior_info) * (rho - bundle.prior)])
+
+    J = naive.differences(residuals, D + n)
+    r = residuals(np.zeros(D + n))
+    J[:, D:] /= bundle.rho
+    full, gradient = J.T @ J, J.T @ r
+    scale = np.sqrt(np.maximum(np.diag(full), 1e-20))
+    ours = np.block([[H, E.T], [E, np.diag(C)]])
+    # central differences of pixels are good to about six digits
+    np.testing.assert_allclose(
+        ours / np.outer(scale, scale), full / np.outer(scale, scale), atol=2e-5
+    )
+    np.testing.assert_allclose(
+        np.concatenate([b, gr]) / scale, gradient / scale, atol=2e-4 * (1 + np.abs(r).max())
+    )
+
+
+def test_schur_solves_the_whole_system() -> None:
+    bundle = Bundle()
+    D = 19
+    H, b, E, C, gr = bundle.system(np.array([-1, 0, 6, 12]), D)
+    S, s = np.zeros((D, D)), np.zeros(D)
+    _kernels.schur(H, b, E, C, gr, 0.0, S, s)
+    whole = np.block([[H + 1e-9 * np.eye(D), E.T], [E, np.diag(C)]])
+    expected = np.linalg.solve(whole, np.concatenate([b, gr]))
+    np.testing.assert_allclose(np.linalg.solve(S, s), expected[:D], rtol=1e-6, atol=1e-9)
+
+
+def test_adjustment_recovers_poses_and_depths_up_to_scale() -> None:
+    bundle = Bundle(noise=0.0, patches=80)
+    truth_poses, truth_rho = bundle.poses.copy(), bundle.rho.copy()
+    rng = np.random.default_rng(1)
+    for f in range(1, 4):
+        bundle.poses[f] = naive.moved(bundle.poses[f], 0.01 * rng.normal(size=6))
+    bundle.rho *= np.exp(0.1 * rng.normal(size=80))
+    obs = refine.Observations(bundle.patch, bundle.frame, bundle.uv, bundle.info)
+    result = refine.adjust(
+        CAM.copy(), bundle.rays, bundle.host, bundle.poses, np.arange(1, 4), bundle.rho, bundle.rho.copy(),
+        np.full(80, 1e-9), obs, iterations=30, scales=(1000.0, 9.0),
+    )  # fmt: skip
+    assert result.cost < 1e-6
+    scale = np.median(truth_rho / bundle.rho)
+    np.testing.assert_allclose(bundle.rho * scale, truth_rho, rtol=1e-4)
+    np.testing.assert_allclose(bundle.poses[:, :, :3], truth_poses[:, :, :3], atol=1e-5)
+
+
+def test_pose_equations_equal_differences_with_uncertain_depth() -> None:
+    rng = np.random.default_rng(2)
+    n = 20
+    dirs = np.column_stack([rng.uniform(-0.5, 0.5, (n, 2)), np.ones(n)])
+    centres, rho = 0.1 * rng.normal(size=(n, 3)), rng.uniform(0.2, 1, n)
+    rho_var = (0.2 * rho) ** 2
+    pose = transforms.se3_exp(0.05 * rng.normal(size=6))[:3]
+    info = np.stack([np.full(n, 4.0), np.full(n, 0.5), np.full(n, 2.0)], axis=-1)
+
+    def pixels(xi: Array, r: Array) -> Array:
+        P = naive.moved(pose, xi)
+        q = (dirs + r[:, None] * centres) @ P[:, :3].T + r[:, None] * P[:, 3]
+        return CAM[:2] * q[:, :2] / q[:, 2:] + CAM[2:]
+
+    uv = pixels(np.zeros(6), rho) + rng.normal(size=(n, 2))
+    A, g, errors = np.zeros((6, 6)), np.zeros(6), np.zeros(n)
+    _kernels.pose_normal_equations(
+        CAM, dirs, centres, rho, rho_var, uv, info, pose, 1e12, A, g, errors
+    )
+    J = naive.differences(lambda x: pixels(x, rho), 6)
+    e = naive.differences(lambda x: pixels(np.zeros(6), rho + x[0]), 1)[..., 0]
+    C = (
+        np.linalg.inv(info[:, [[0, 1], [1, 2]]])
+        + rho_var[:, None, None] * e[:, :, None] * e[:, None, :]
+    )
+    W, r = np.linalg.inv(C), pixels(np.zeros(6), rho) - uv
+    np.testing.assert_allclose(errors, np.einsum("ni,nij,nj->n", r, W, r), rtol=1e-5)
+    expected = np.einsum("nia,nij,njb->ab", J, W, J)
+    np.testing.assert_allclose(A, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        g, np.einsum("nia,nij,nj->a", J, W, r), rtol=1e-3, atol=1e-3 * np.abs(g).max()
+    )
+
+
+def test_depths_are_found_with_poses_held() -> None:
+    bundle = Bundle(noise=0.0)
+    truth = bundle.rho.copy()
+    rho, info = truth * 1.3, np.zeros(len(truth))
+    _kernels.refine_depths(
+        CAM, bundle.rays, bundle.host, bundle.poses, bundle.patch, bundle.frame, bundle.uv, bundle.info,
+        rho, info, rho.copy(), np.full(len(truth), 1e-9),
+    )  # fmt: skip
+    np.testing.assert_allclose(rho, truth, rtol=1e-3)
+    assert (info > 0).all()
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.4, -0.3), (1.6, 0.9)])
+@pytest.mark.parametrize("light", [(1.0, 0.0), (0.7, 20.0)])
+def test_patches_align_below_a_tenth_of_a_pixel_in_any_light(
+    shift: tuple[float, float], light: tuple[float, float]
+) -> None:
+    y, x = np.mgrid[0:60, 0:60].astype(float)
+
+    def scene(u: Array, v: Array) -> Array:
+        return 120 + 40 * np.sin(u / 3.1) * np.cos(v / 2.7) + 30 * np.sin((u + v) / 5.3)
+
+    image = (light[0] * scene(x - shift[0], y - shift[1]) + light[1]).astype(np.uint8)
+    template, tensor = np.empty((_kernels.SIDE + 2,) * 2), np.zeros(3)
+    assert _kernels.sample_template(scene(x, y).astype(np.uint8), 30.0, 30.0, np.eye(2), template)
+    u, v, correlation, _ = _kernels.align_patch(template, image, 30.0, 30.0, 20, tensor)
+    assert (u, v) == pytest.approx((30 + shift[0], 30 + shift[1]), abs=0.1)
+    assert correlation > 0.98
+
+
+def test_flat_patches_and_borders_are_refused() -> None:
+    flat = np.full((40, 40), 100, np.uint8)
+    template, tensor = np.empty((_kernels.SIDE + 2,) * 2), np.zeros(3)
+    assert not _kernels.sample_template(flat, 2.0, 20.0, np.eye(2), template)
+    assert _kernels.sample_template(flat, 20.0, 20.0, np.eye(2), template)
+    assert _kernels.align_patch(template, flat, 20.0, 20.0, 5, tensor)[2] == -1
+
+
+def test_dense_filter_finds_depth_and_flags_only_what_moves() -> None:
+    scene = Scene("walk", width=96, height=72, focal=82)
+    cam = np.array([82.0, 82.0, 47.5, 35.5])
+    H, W = 72, 96
+    guess = np.full((H, W), 0.3)
+    rho, info = guess.copy(), 1 / (0.5 * guess) ** 2
+    total = np.zeros((H, W))
+    for t in range(8):
+        here = transforms.invert(scene.world_from_cam(t + 1)) @ scene.world_from_cam(t)
+        flow, back = (scene.flow(a, b)[0].astype(np.float32) for a, b in ((t, t + 1), (t + 1, t)))
+        sigma = np.full((H, W), 0.05, np.float32)
+        evidence, source = np.zeros((H, W), np.float32), np.zeros((H, W, 2), np.float32)
+        out, out_info = np.empty((H, W)), np.empty((H, W))
+        _kernels.dense_step(
+            cam, here[:3, :3].copy(), here[:3, 3].copy(), flow, back, sigma, rho, info, guess,
+            np.array([0.01, 0.97, 0.5, 4.0]), out, out_info, evidence, source,
+        )  # fmt: skip
+        total = np.nan_to_num(geometry_flow.sample(total, source.astype(float))) + evidence
+        rho, info = out, out_info
+    moving = scene.moving(8)
+    sure = (info * rho**2 > 400) & ~moving
+    assert sure.mean() > 0.15  # eight frames of a slow camera
+    assert np.median(np.abs(rho * scene.depth(8) - 1)[sure]) < 0.02
+    assert total[moving].mean() > 2
+    assert (total[~moving] > 2).mean() < 0.02
+
+
+def test_kernels_run_without_compilation() -> None:
+    """Again in plain Python: what the compiler hides (bounds, types) shows here."""
+    if os.environ.get("NUMBA_DISABLE_JIT"):
+        pytest.skip("this is the inner run")
+    chosen = "pose_equations or refused or schur or (system and (single or masked)) or depths_are"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        chosen,
+    ]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
