@@ -1,6 +1,6 @@
 """SIU3R: 3D Gaussians and panoptic segmentation of two unposed images from one set of unified queries.
 
-Xu, Wang et al., "SIU3R: Simultaneous Scene Understanding and 3D Reconstruction Beyond Feature Alignment", NeurIPS
+Xu, Wei et al., "SIU3R: Simultaneous Scene Understanding and 3D Reconstruction Beyond Feature Alignment", NeurIPS
 2025. Our own implementation, compatible with the public checkpoint (its repository states no licence: all rights
 reserved; it starts from MASt3R's non-commercial weights). Unusual: a token of the lens, an adapter beside the frozen
 encoder, queries that span both views, so that one query is one object.
@@ -105,7 +105,7 @@ class Siu3rModel(ForeignModel):
             name="siu3r",
             summary="Gaussians and panoptic segmentation of image pairs, indoors",
             paper="SIU3R: Simultaneous Scene Understanding and 3D Reconstruction Beyond Feature Alignment, "
-            "NeurIPS 2025",
+            "Xu, Wei et al., NeurIPS 2025",
             weights_licence="none stated (all rights reserved; built on non-commercial weights)",
             is_commercial_ok=False,
             resolution="256 × 256, centre crop",
