@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import TINY_OPTIONS, make_frames
+from families import TINY_OPTIONS, check_prediction, make_frames, run_windows, video_info
 from PIL import Image
 
 from stream4d.cli import main
@@ -66,7 +66,6 @@ def test_real_clip_becomes_a_store(name, shared_data, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_agrees_with_float32(name):
-    from families import run_windows
 
     exact, rough = (
         run_windows(
@@ -87,7 +86,6 @@ def test_bfloat16_agrees_with_float32(name):
 
 @pytest.mark.parametrize("name", ["monst3r", "must3r", "streamvggt"])
 def test_session_goes_on_from_its_state(name):
-    from families import video_info
 
     from stream4d.packets import Window
 
@@ -109,7 +107,6 @@ def test_session_goes_on_from_its_state(name):
 
 
 def test_memory_too_large_to_save_is_begun_anew(monkeypatch):
-    from families import video_info
 
     from stream4d.models import family
     from stream4d.packets import Window
@@ -170,3 +167,13 @@ def test_models_page_knows_every_family():
     for name in list_models():
         if name not in ("classical", "temporal"):
             assert f"`{name.split('-')[0]}" in page, name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_odd_sizes_single_frames_and_given_intrinsics(name):
+    model = create_model(name, weights="random", **TINY_OPTIONS[name])
+    check_prediction(run_windows(model, 96, 64, count=1, size=1, overlap=0)[0], 1, 96, 64)
+    K = np.array([[90.0, 0, 48], [0, 90.0, 30], [0, 0, 1]])
+    prediction = run_windows(model, 97, 61, count=2, size=2, K=K)[0]
+    check_prediction(prediction, 2, 97, 61)
+    np.testing.assert_allclose(prediction.K, np.stack([K, K]), rtol=1e-9)
