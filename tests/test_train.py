@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from stream4d.errors import TrainingError
 from stream4d.models.registry import create_model
@@ -28,6 +30,7 @@ from stream4d.train.layers import LayeredClips, load_photos
 from stream4d.train.loop import Trainer
 from stream4d.train.options import SceneOptions
 from stream4d.train.recipe import Recipe, Stage, dump_recipe, load_recipe, recipe_from
+from stream4d.train.ship import ship
 from stream4d.train.validation import clip_scores
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "train"
@@ -149,6 +152,24 @@ def test_shipped_format_loads_as_a_model(tmp_path: Path) -> None:
     trainer.run()
     model = create_model("temporal", weights=tmp_path / "ema.safetensors")
     assert model.net.config == TINY.net  # type: ignore[attr-defined]
+
+
+def test_shipping_halves_the_file_and_forgets_the_machine(tmp_path: Path) -> None:
+    trainer = Trainer(tiny(steps=1), tmp_path / "run")
+    trainer.run()
+    source = tmp_path / "run" / "ema.safetensors"
+    shipped = ship(source, tmp_path / "weights" / "temporal.safetensors")
+    assert shipped.stat().st_size < 0.6 * source.stat().st_size
+    with safe_open(shipped, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["licence"] == "Apache-2.0"
+    assert not {"photos", "start_from", "xfeat"} & json.loads(metadata["recipe"]).keys()
+    create_model("temporal", weights=shipped)
+    with pytest.raises(TrainingError, match="cannot read"):
+        ship(tmp_path / "none.safetensors", tmp_path / "a.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(TrainingError, match="not a run's"):
+        ship(tmp_path / "b.safetensors", tmp_path / "a.safetensors")
 
 
 def test_a_run_starts_from_another(tmp_path: Path) -> None:

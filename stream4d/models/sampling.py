@@ -51,7 +51,7 @@ def convex_upsample(values: Tensor, logits: Tensor, factor: int = 4) -> Tensor:
     out = weights[:, :, 0] * padded[..., :h, :w]
     for i in range(1, 9):
         y, x = divmod(i, 3)
-        out = out + weights[:, :, i] * padded[..., y : y + h, x : x + w]
+        out = torch.addcmul(out, weights[:, :, i], padded[..., y : y + h, x : x + w])
     return F.pixel_shuffle(out.flatten(1, 2), factor)
 
 

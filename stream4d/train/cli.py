@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", help="weights to score (default: those of the package)")
     parser.add_argument("--frames", type=int, default=48, help="frames scored per sequence")
+    parser.add_argument(
+        "--ship", metavar="FILE", help="write --weights to FILE in half precision, with provenance"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,6 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.validate is not None:
         return _validate(args)
+    if args.ship is not None:
+        from stream4d.train.ship import ship
+
+        if args.weights is None:
+            raise TrainingError("--ship needs --weights: the ema.safetensors of a run")
+        ship(args.weights, args.ship)
+        return 0
     if args.recipe is None:
         raise TrainingError("give a recipe, for example: stream4d train configs/train/cpu.yaml")
     if args.steps is not None and args.steps < 1:
