@@ -155,10 +155,10 @@ def _picks(source: str, backend: Backend, config: ReaderConfig) -> Array | None:
 
 
 def _nothing_selected(source: str, config: ReaderConfig, duration_s: float | None = None) -> str:
-    length = "" if duration_s is None else f", which is {duration_s:.2f} s long"
-    end = "" if config.end is None else f" and end {config.end:g} s"
+    length = "" if duration_s is None else f", which is {duration_s:.2f} s long,"
+    end = "" if config.end is None else f" and before {config.end:g} s"
     return (
-        f"no frame of {source}{length}, lies between start {config.start:g} s{end}: "
+        f"no frame of {source}{length} lies at {config.start:g} s or later{end}: "
         "choose an earlier --start or a later --end"
     )
 

@@ -6,6 +6,8 @@ Frames are resized to multiples of 16 by a plain resize of the whole image, so t
 
 from __future__ import annotations
 
+import logging
+
 import cv2
 import numpy as np
 
@@ -14,6 +16,8 @@ from stream4d.errors import ConfigError
 from stream4d.geometry.camera import make_K, rays, scale_K
 from stream4d.packets import Array
 
+logger = logging.getLogger(__name__)
+
 MULTIPLE = 16
 """Both sides are multiples of this: what networks with patches of 8 or 16 pixels need."""
 _FREE_STRETCH = 0.01
@@ -21,6 +25,8 @@ _FREE_STRETCH = 0.01
 _SHORTEST_LONG_SIDE = 0.9
 """How much of the asked resolution may be given up for a truer aspect ratio."""
 _WIDEST_ZOOM = 4.0
+_USUAL_FOCAL = (0.1, 20.0)
+"""Focal length over the long side of the image: fields of view from 157° down to 3°."""
 
 
 def processed_size(width: float, height: float, resolution: int) -> tuple[int, int]:
@@ -67,6 +73,7 @@ class Preprocessor:
         K = _source_K(config)
         if K is None:
             return
+        _warn_of_odd_camera(K, source_size)
         if config.distortion is not None and any(config.distortion):
             K, self._maps = undistortion(K, np.array(config.distortion), source_size)
         self.K = scale_K(K, size[0] / source_size[0], size[1] / source_size[1])
@@ -94,6 +101,22 @@ def _source_K(config: ReaderConfig) -> Array | None:
     if min(config.intrinsics[:2]) <= 0:
         raise ConfigError(f"focal lengths must be positive, got {config.intrinsics[:2]}")
     return make_K(*config.intrinsics)
+
+
+def _warn_of_odd_camera(K: Array, size: tuple[int, int]) -> None:
+    """Say so where a camera hardly belongs to these images: often it was meant for another size."""
+    width, height = size
+    low, high = _USUAL_FOCAL
+    is_usual = low < K[0, 0] / max(size) < high and low < K[1, 1] / max(size) < high
+    if is_usual and 0 <= K[0, 2] <= width and 0 <= K[1, 2] <= height:
+        return
+    camera = ",".join(f"{K[at]:g}" for at in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    logger.warning(
+        "intrinsics %s are odd for images of %d×%d: are they in pixels of these?",
+        camera,
+        width,
+        height,
+    )
 
 
 def undistortion(

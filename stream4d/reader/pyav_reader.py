@@ -139,6 +139,10 @@ def open_container(source: str, **options: Any) -> Iterator[Any]:
     except av.error.PermissionError:
         raise VideoError(f"no permission to read {source}") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        if "://" in source:
+            raise VideoError(
+                f"cannot open {source} ({_reason(error)}): check the address and the network"
+            ) from None
         raise VideoError(
             f"{source} is not a video that FFmpeg can read ({_reason(error)}): "
             "the file may be damaged, cut short, or of another kind"

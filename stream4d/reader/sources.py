@@ -37,6 +37,8 @@ def choose_backend(source: str, config: ReaderConfig) -> tuple[Backend, str]:
     Raises:
         VideoError: the source is missing, empty, or of no kind that can be read.
     """
+    if not source.strip():
+        raise VideoError("the source is empty: give a video file, image folder, webcam or URL")
     if _WEBCAM.fullmatch(source) or "://" in source.removeprefix("file://"):
         return _live_or_url(source)
     path = Path(source.removeprefix("file://"))
@@ -66,17 +68,25 @@ def _live_or_url(source: str) -> tuple[Backend, str]:
 def _in_folder(folder: Path, config: ReaderConfig) -> tuple[Backend, str]:
     """Open images in the folder itself, or the video or images of a sequence folder."""
     if images := list_images(folder):
-        return FolderBackend(images, str(folder)), f"{len(images)} images"
+        return FolderBackend(images, str(folder)), _images(len(images))
     for name in _VIDEO_NAMES:
         if (folder / name).is_file():
             backend, reason = _in_file(folder / name, config, folder / "timestamps.txt")
             return backend, f"{name} of a sequence folder, {reason}"
     for name in _IMAGE_FOLDERS:
         if (folder / name).is_dir() and (images := list_images(folder / name)):
-            return FolderBackend(images, str(folder)), f"{len(images)} images in {name}/"
+            return FolderBackend(images, str(folder)), f"{_images(len(images))} in {name}/"
+    if (folder / "zarr.json").is_file():
+        raise VideoError(
+            f"{folder} is a store, not a video: see it with `stream4d replay {folder}`"
+        )
     raise VideoError(
         f"no images in {folder}: give a folder of png, jpg, tiff or webp images, or a video file"
     )
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
 
 
 def _in_file(
