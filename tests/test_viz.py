@@ -453,6 +453,16 @@ def test_recording_target_is_checked_before_the_run(tmp_path: Path) -> None:
     assert old.read_bytes() != b"precious"
 
 
+def test_run_that_fails_before_its_first_frame_leaves_no_recording(tmp_path: Path) -> None:
+    target = tmp_path / "run.rrd"
+    with (
+        pytest.raises(KeyError),
+        RerunSink(ViewConfig(save_rrd=str(target)), INFO, "test"),
+    ):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_fault_while_recording_reaches_the_pipeline(
     tmp_path: Path, frames: list[PosedFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:

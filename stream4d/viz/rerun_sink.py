@@ -119,19 +119,24 @@ class _RecordingFile:
         self._recording.save(self._partial)
         self._log = SceneLog(self._recording, max_points=max_points, timing=timing)
         self._queue: WaitingQueue[_Arrival | PoseRevision] = WaitingQueue(QUEUE)
+        self._is_empty = True
         self._worker = Worker("recording", self._queue, self._record)
 
     def write(self, item: _Arrival | PoseRevision) -> None:
         self._check()
+        self._is_empty = False
         self._queue.put(item)
 
-    def finish(self) -> None:
-        """Write the rest and give the file its name."""
+    def finish(self, *, failed: bool = False) -> None:
+        """Write the rest and give the file its name; a run that failed before its first frame leaves none."""
         self._worker.join()
         if self._worker.error is None:
             self._log.finish()
         self._recording.flush()
         self._recording.disconnect()
+        if failed and self._is_empty:
+            self._partial.unlink()
+            return
         os.replace(self._partial, self._path)
         self._check()
 
@@ -221,7 +226,7 @@ class RerunSink:
         if self._live is not None:
             self._live.finish()
         if self._file is not None:
-            self._file.finish()
+            self._file.finish(failed=exc_type is not None)
 
     def write(self, frame: PosedFrame) -> None:
         """Pass a frame to the views. Waits only where a recording cannot keep up."""
