@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +36,15 @@ COMMANDS = {
 class _Parser(argparse.ArgumentParser):
     """Report a wrong flag on one line instead of a page of usage."""
 
+    hint = ""
+    """What to say behind the message."""
+
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"stream4d: {message} (see `{self.prog} --help`)\n")
+        sys.stderr.write(f"stream4d: {message}{self.hint} (see `{self.prog} --help`)\n")
         raise SystemExit(2)
 
 
-def build_parser(name: str) -> argparse.ArgumentParser:
+def build_parser(name: str) -> _Parser:
     """Build the parser of one command; ``run``'s is also the root's and lists the commands."""
     module_name, help_ = COMMANDS[name]
     module = importlib.import_module(module_name)
@@ -67,12 +71,15 @@ def build_parser(name: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _show_what_the_terminal_can()
     try:
         if not words:
             build_parser(RUN).print_help()
             return 2
         name = words.pop(0) if words[0] in COMMANDS else RUN
-        args = build_parser(name).parse_args(words)
+        parser = build_parser(name)
+        parser.hint = _meant_command(words) if name == RUN else ""
+        args = parser.parse_args(words)
         logs.configure(-1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0))
         return int(importlib.import_module(COMMANDS[name][0]).run(args))
     except Stream4DError as error:
@@ -81,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stream4d: interrupted\n")
         return 130
+
+
+def _show_what_the_terminal_can() -> None:
+    """Let a name or sign that the terminal's encoding lacks become a question mark, not a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _meant_command(words: Sequence[str]) -> str:

@@ -8,6 +8,7 @@
     ├── ModelError                an unknown model, or one that cannot do what was asked
     │   └── WeightsError          a checkpoint that does not fit its model, or is not safe to read
     ├── StoreError                a store that cannot be opened, written or resumed
+    │   └── StoreCompleteError    a store that is complete: there is nothing to resume
     ├── ExportError               a result that cannot be written in the format asked for
     ├── EvaluationError           ground truth that is missing or malformed
     ├── TrainingError             a training run that cannot start or go on
@@ -42,6 +43,10 @@ class WeightsError(ModelError):
 
 class StoreError(Stream4DError):
     """A store that cannot be opened, written or resumed."""
+
+
+class StoreCompleteError(StoreError):
+    """A store that is complete: there is nothing to resume."""
 
 
 class ExportError(Stream4DError):

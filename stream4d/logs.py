@@ -46,22 +46,31 @@ def show(text: str = "") -> None:
 
 
 class Progress:
-    """The one progress bar: frames done, rate and time left. Silent when stderr is no terminal.
+    """The one progress bar: frames done, rate and time left.
 
-    Where there is no terminal, a line every ten seconds says how far the work is.
+    Where stderr is no terminal, a line every ten seconds says how far the work is.
+
+    Args:
+        total: how many there will be, or None.
+        unit: what is counted.
+        quiet: show nothing.
+        done: how many an earlier run has done.
     """
 
-    def __init__(self, total: int | None, *, unit: str = "frame", quiet: bool = False) -> None:
+    def __init__(
+        self, total: int | None, *, unit: str = "frame", quiet: bool = False, done: int = 0
+    ) -> None:
         from tqdm import tqdm
 
         self._interactive = sys.stderr.isatty()
         self._quiet = quiet
         self._total = total
         self._unit = unit
-        self._done = 0
+        self._before = self._done = done
         self._first = self._last_line = time.monotonic()
         self._bar = tqdm(
             total=total,
+            initial=done,
             unit=unit,
             disable=quiet or not self._interactive,
             dynamic_ncols=True,
@@ -87,12 +96,12 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._done == 1:
+        if self._done == self._before + 1:
             # What comes before the first result (loading, compiling) says nothing of the rate.
             self._first = self._last_line = now
         if not self._interactive and not self._quiet and now - self._last_line > 10:
             self._last_line = now
-            rate = (self._done - 1) / (now - self._first)
+            rate = (self._done - self._before - 1) / (now - self._first)
             of = ""
             if self._total:
                 left = max(self._total - self._done, 0) / rate

@@ -16,9 +16,9 @@ import numpy as np
 
 from stream4d import config as settings
 from stream4d.config import RunConfig
-from stream4d.errors import ConfigError
+from stream4d.errors import ConfigError, StoreError
 from stream4d.models.base import PointmapModel, Session
-from stream4d.models.registry import create_model
+from stream4d.models.registry import create_model, model_card
 from stream4d.packets import PosedFrame, Sink, State
 from stream4d.pose.chain import PoseChain
 from stream4d.reader import open_video
@@ -52,6 +52,7 @@ class Reconstruction:
 
     Raises:
         VideoError, ModelError, StoreError, ConfigError: on entering or while iterating.
+        StoreCompleteError: ``resume`` finds that there is nothing left to do.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Reconstruction:
         self.source = str(source)
         self.config = config or RunConfig()
         self.out = out
-        self._model = model
+        self._given_model = model
         self._extra_sinks = tuple(sinks)
         self._overwrite, self._resume = overwrite, resume
         self.store: StoreWriter | None = None
@@ -83,7 +84,9 @@ class Reconstruction:
                 open_video(self.source, self.config.reader)
             )
             self.info = self.reader.info
-            self.model = self._model or _build_model(self.config)
+            # Before the model, which may take minutes to load: a target that is taken is told at once.
+            self.store = self._new_store()
+            self.model = self._given_model or _build_model(self.config)
             self.session: Session = stack.enter_context(self.model.session(self.info))
             self.chain = PoseChain(self.config.chain, self.info)
             self.size, self.overlap = _window_shape(self.config, self.model)
@@ -124,17 +127,34 @@ class Reconstruction:
         """True once ``stop`` was called."""
         return self._stopped
 
+    @property
+    def is_finished(self) -> bool:
+        """True once the source has ended, or a live one was stopped: nothing is left to resume."""
+        return self._finished
+
+    @property
+    def first_frame(self) -> int:
+        """Index of the first frame to be yielded: above 0 where a store is resumed from a snapshot."""
+        point = self.store.resume_point if self.store else None
+        return point.snapshot_frames if point else 0
+
+    def _new_store(self) -> StoreWriter | None:
+        if self.out is None:
+            return None
+        model = self._given_model
+        card = model.card if model is not None else model_card(self.config.model.name)
+        return StoreWriter(
+            self.out,
+            info=self.info,
+            config=settings.dump(self.config),
+            card=dataclasses.asdict(card),
+            store_config=self.config.store,
+            overwrite=self._overwrite,
+            resume=self._resume,
+        )
+
     def _open_sinks(self) -> Iterator[Sink]:
-        if self.out is not None:
-            self.store = StoreWriter(
-                self.out,
-                info=self.info,
-                config=settings.dump(self.config),
-                card=dataclasses.asdict(self.model.card),
-                store_config=self.config.store,
-                overwrite=self._overwrite,
-                resume=self._resume,
-            )
+        if self.store is not None:
             yield self.store
         if self.config.view.mode != "none" or self.config.view.save_rrd:
             from stream4d.viz.rerun_sink import RerunSink
@@ -171,13 +191,23 @@ class Reconstruction:
             sink.commit(resume_state)
 
     def _restore(self) -> tuple[int, int]:
-        """Return the frame and window to begin with; on resume, those after the last snapshot."""
+        """Return the frame and window to begin with; on resume, those after the last snapshot.
+
+        Raises:
+            StoreError: the snapshot does not fit this version's memories.
+        """
         point = self.store.resume_point if self.store else None
         if point is None:
             return 0, 0
-        self.session.restore(_part(point.state, "session."))
-        self.chain.restore(_part(point.state, "chain."))
-        next_frame, next_window = (int(value) for value in point.state["next"])
+        try:
+            self.session.restore(_part(point.state, "session."))
+            self.chain.restore(_part(point.state, "chain."))
+            next_frame, next_window = (int(value) for value in point.state["next"])
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise StoreError(
+                f"{self.out} was left by another version of stream4d, which remembered other things "
+                f"({type(error).__name__}: {error}): finish it with that version, or give --overwrite"
+            ) from error
         return next_frame, next_window
 
 
@@ -244,7 +274,10 @@ def _window_shape(config: RunConfig, model: PointmapModel) -> tuple[int, int]:
     size = config.window.size or model.card.window
     overlap = config.window.overlap if config.window.overlap >= 0 else model.card.overlap
     if overlap >= size:
-        raise ConfigError(f"window overlap {overlap} must be smaller than its size {size}")
+        raise ConfigError(
+            f"window overlap {overlap} must be smaller than its size {size}: "
+            f"give --window {overlap + 1} or more, or a smaller --overlap"
+        )
     return size, overlap
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -11,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.videos import textured_pan, write_audio, write_video
 
 from stream4d.cli import COMMANDS, main
+from stream4d.packets import PosedFrame
+from tests.videos import textured_pan, write_audio, write_video
 
 Make = Callable[[Path], list[str]]
 
@@ -44,6 +48,12 @@ def _audio(folder: Path) -> list[str]:
 def _empty_folder(folder: Path) -> list[str]:
     (folder / "empty").mkdir()
     return [str(folder / "empty")]
+
+
+def _store(folder: Path) -> list[str]:
+    (folder / "old.zarr").mkdir()
+    (folder / "old.zarr" / "zarr.json").write_text("{}")
+    return [str(folder / "old.zarr")]
 
 
 def _clip_and(*flags: str) -> Make:
@@ -77,6 +87,11 @@ BAD_INPUT: dict[str, tuple[Make, str]] = {
     "intrinsics of two numbers": (_clip_and("--intrinsics", "500,500"), "intrinsics"),
     "intrinsics not finite": (_nan_intrinsics, "intrinsics"),
     "no such device": (_clip_and("--device", "cuda:7"), "--device cpu"),
+    "set without a value": (_clip_and("--set", "chain.keyframes=["), "cannot read the value"),
+    "short window": (_clip_and("--window", "1"), "--window 2 or more"),
+    "no source": (lambda _: [""], "source is empty"),
+    "store as source": (_store, "stream4d replay"),
+    "nobody at the address": (lambda _: ["http://127.0.0.1:9/a.mp4"], "check the address"),
     "weights for a model without": (_clip_and("--weights", "x.pt"), "weights"),
 }
 
@@ -114,6 +129,17 @@ def test_misspelt_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> N
     assert "did you mean the command 'replay'" in capsys.readouterr().err
 
 
+def test_misspelt_command_with_an_argument_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["repaly", "video.zarr"])
+    assert "did you mean the command 'replay'" in capsys.readouterr().err
+
+
+def test_stores_are_local(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(clip), "--out", "s3://bucket/out.zarr"]) == 1
+    assert "local folders, not to s3://bucket" in capsys.readouterr().err
+
+
 def test_existing_output_is_kept(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = clip.parent / "kept"
     out.mkdir()
@@ -144,9 +170,17 @@ def test_run_info_and_overwrite(
     assert "--overwrite" in capsys.readouterr().err
     assert main([str(clip), *flags, "--overwrite"]) == 0
     capsys.readouterr()
+    assert main([str(clip), *flags, "--resume"]) == 0, "nothing to do is no error"
+    assert "complete (12 frames), there is nothing to resume" in capsys.readouterr().out
+    assert main([str(clip), *flags, "--resume", "--max-frames", "5"]) == 1
+    assert "max_frames" in capsys.readouterr().err
     assert main(["info", "clip.zarr", "--picture", "clip.png"]) == 0
     assert "12" in capsys.readouterr().out
     assert (clip.parent / "clip.png").stat().st_size > 1000
+    assert main(["info", str(clip), "--picture", "not.png"]) == 1
+    assert main(["replay", "clip.zarr", "--save-rrd", "not.rrd", "--start", "12"]) == 1
+    assert not list(clip.parent.glob("not.*"))
+    capsys.readouterr()
     assert main(["info", str(clip)]) == 0
     assert "128×96" in capsys.readouterr().out
 
@@ -183,6 +217,73 @@ def test_help_does_not_import_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_that_the_terminal_lacks_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(buffer, "ascii"))
+    assert main([str(tmp_path / "spät ✓.mp4")]) == 1
+    sys.stderr.flush()
+    assert b"sp?t ?.mp4" in buffer.getvalue()
+
+
+def test_interrupted_run_tells_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stream4d.commands.summary import RunSummary
+
+    monkeypatch.chdir(tmp_path)
+    source = Path(__file__).parents[1] / "recordings" / "room_walker.mp4"
+    flags = [str(source), "--out", "a b.zarr", "--resolution", "160", "--max-frames", "30"]
+    flags += ["--set", "store.state_every=1"]
+    whole = RunSummary.add
+
+    def press_ctrl_c(summary: RunSummary, frame: PosedFrame) -> None:
+        whole(summary, frame)
+        if frame.index == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunSummary, "add", press_ctrl_c)
+        assert main(flags) == 130
+    assert "with --resume goes on" in capsys.readouterr().out
+    assert main([*flags, "--resume"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"going on from frame [1-9]", told)
+    assert "of an earlier run" in told
+    assert "stream4d replay 'a b.zarr'" in told
+
+
+def test_ctrl_c_after_the_last_window_interrupts_nothing(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stream4d.commands.summary import RunSummary
+
+    whole = RunSummary.add
+
+    def press_ctrl_c(summary: RunSummary, frame: PosedFrame) -> None:
+        whole(summary, frame)
+        if frame.index == 11:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(clip.parent)
+    monkeypatch.setattr(RunSummary, "add", press_ctrl_c)
+    assert main([str(clip), "--resolution", "128"]) == 0
+    assert "stopped early" not in capsys.readouterr().out
+
+
+def test_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--max-frames", "8", "--resolution", "128"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "demo.png",
+        "demo.rrd",
+        "demo.zarr",
+    ]
 
 
 def test_a_closed_pipe_is_no_error(clip: Path) -> None:

@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 
 from stream4d.config import RunConfig, StoreConfig, dump
-from stream4d.errors import StoreError
+from stream4d.errors import StoreCompleteError, StoreError
 from stream4d.packets import PosedFrame, PoseRevision, VideoInfo
 from stream4d.store import schema
 from stream4d.store.reader import Store, open_store
@@ -329,9 +329,9 @@ def test_a_published_revision_counts_before_it_is_worked_in(
 
 def test_existing_store_needs_a_word(tmp_path: Path) -> None:
     fill(tmp_path / "a.zarr", 5)
-    with pytest.raises(StoreError, match=r"--resume .* --overwrite"):
+    with pytest.raises(StoreError, match="exists: give --overwrite"):
         writer(tmp_path / "a.zarr")
-    with pytest.raises(StoreError, match="complete"):
+    with pytest.raises(StoreCompleteError, match="5 frames"):
         writer(tmp_path / "a.zarr", resume=True)
     with pytest.raises(StoreError, match="contradict"):
         writer(tmp_path / "a.zarr", resume=True, overwrite=True)

@@ -9,6 +9,7 @@ import numpy as np
 
 from stream4d import logs
 from stream4d.config import ReaderConfig
+from stream4d.errors import StoreError
 
 EXAMPLES = """\
 examples:
@@ -26,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describe what is at the path."""
-    if _is_video(args.path):
+    is_video = _is_video(args.path)
+    if is_video and args.picture:
+        raise StoreError(f"--picture draws a store, and {args.path} is none: reconstruct it first")
+    if is_video:
         rows = _describe_video(args.path)
     else:
         rows = _describe_store(args.path)

@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
     mode: Any = args.view or ("none" if args.save_rrd else "native")
     config = ViewConfig(mode=mode, save_rrd=args.save_rrd, host=args.view_host, port=args.view_port)
     frames = range(len(store))[args.start : args.end]
+    if not frames:
+        raise StoreError(
+            f"{args.path} has {len(store)} frames, none from --start {args.start} to before --end"
+        )
     with logs.Progress(len(frames)) as progress:
 
         def shown() -> Iterator[PosedFrame]:

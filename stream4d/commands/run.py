@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stream4d import config as settings
 from stream4d import logs
 from stream4d.config import RunConfig
-from stream4d.errors import ConfigError
+from stream4d.errors import ConfigError, StoreCompleteError
 
 if TYPE_CHECKING:
     from stream4d.pipeline import Reconstruction
@@ -136,7 +136,10 @@ def _assign(config: RunConfig, assignment: str) -> RunConfig:
     key, equals, text = assignment.partition("=")
     if not equals:
         raise ConfigError(f"--set takes KEY=VALUE, got {assignment!r}")
-    nested: Any = yaml.safe_load(text)
+    try:
+        nested: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set cannot read the value {text!r} of {key}") from None
     for part in reversed(key.split(".")):
         nested = {part: nested}
     return settings.merge(config, nested, where="--set")
@@ -171,31 +174,41 @@ def default_store_path(source: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Reconstruct one source, show progress, and end with a summary."""
+    try:
+        return _reconstruct(args)
+    except StoreCompleteError as error:
+        if not args.quiet:
+            logs.show(str(error))
+        return 0
+
+
+def _reconstruct(args: argparse.Namespace) -> int:
     from stream4d.commands.summary import RunSummary
     from stream4d.pipeline import Reconstruction
 
     config = resolve_config(args)
-    out = Path(args.out) if args.out else default_store_path(args.source)
+    out = args.out or default_store_path(args.source)
     with Reconstruction(
         args.source, config, out=out, overwrite=args.overwrite, resume=args.resume
     ) as run:
-        summary = RunSummary(run.info, out)
+        summary = RunSummary(run.info, out, frames_before=run.first_frame)
         if not args.quiet:
             logs.show(summary.opening(run.model.card.name))
         restore_signal = _stop_on_ctrl_c(run)
+        total, done = run.info.frame_count, run.first_frame
         try:
-            with logs.Progress(run.info.frame_count, quiet=args.quiet) as progress:
+            with logs.Progress(total, quiet=args.quiet, done=done) as progress:
                 for frame in run:
                     summary.add(frame)
                     progress.advance()
         finally:
             restore_signal()
     if not args.quiet:
-        logs.show(summary.closing(interrupted=run.is_stopped))
+        logs.show(summary.closing(interrupted=not run.is_finished, dropped=run.reader.dropped))
     if run.view is not None:
         run.view.wait()
         run.view.close()
-    return 130 if run.is_stopped and not run.info.is_live else 0
+    return 0 if run.is_finished else 130
 
 
 def _stop_on_ctrl_c(run: Reconstruction) -> Callable[[], None]:

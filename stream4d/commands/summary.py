@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,11 +21,18 @@ def peak_rss_mb() -> float:
 
 
 class RunSummary:
-    """Running totals over posed frames, in constant memory."""
+    """Running totals over posed frames, in constant memory.
 
-    def __init__(self, info: VideoInfo, out: Path | None) -> None:
+    Args:
+        info: the source.
+        out: the store that is written.
+        frames_before: frames that an earlier run has done, where this one resumes it.
+    """
+
+    def __init__(self, info: VideoInfo, out: str | Path, *, frames_before: int = 0) -> None:
         self._info = info
         self._out = out
+        self._frames_before = frames_before
         self._started = time.monotonic()
         self.frames = 0
         self.tracked = 0
@@ -62,20 +70,28 @@ class RunSummary:
     def opening(self, model: str) -> str:
         """Say what will be done, on one line."""
         info = self._info
-        count = f"{info.frame_count} frames" if info.frame_count else "frames until it ends"
+        count = _count(info.frame_count, "frame") if info.frame_count else "frames until it ends"
         why = f" ({info.reason})" if info.reason else ""
+        resumed = f"; going on from frame {self._frames_before}" if self._frames_before else ""
         return (
             f"{info.source}: {count} of {info.source_width}×{info.source_height} "
             f"at {info.fps:.3g} fps, processed at {info.width}×{info.height}; "
-            f"reader {info.backend}{why}; model {model}"
+            f"reader {info.backend}{why}; model {model}{resumed}"
         )
 
-    def closing(self, *, interrupted: bool = False) -> str:
-        """Return the table, and what to type next."""
+    def closing(self, *, interrupted: bool = False, dropped: int = 0) -> str:
+        """Return the table, and what to type next.
+
+        Args:
+            interrupted: the user stopped it, and there is more to do.
+            dropped: frames of a live source that came faster than they were taken.
+        """
         unit = "m" if self._last is not None and self._last.is_metric else "units (scale unknown)"
         fov = 2 * np.degrees(np.arctan(self._info.width / 2 / self.focal_px))
+        before = f", after {self._frames_before} of an earlier run" if self._frames_before else ""
+        lost = f", {dropped} dropped" if dropped else ""
         rows = [
-            ("frames", f"{self.frames} ({self.tracked} tracked)"),
+            ("frames", f"{self.frames} ({self.tracked} tracked{lost}){before}"),
             ("speed", f"{self.fps:.1f} fps"),
             ("path length", f"{self.path_length:.3g} {unit}"),
             ("focal", f"{self.focal_px:.0f} px at {self._info.width} px wide ({fov:.0f}°)"),
@@ -86,11 +102,15 @@ class RunSummary:
             rows.append(("segments", f"{self.segments} (the video cuts, or tracking was lost)"))
         if self.frames == 0:
             rows = rows[:1]
-        if self._out is not None:
+        if self.frames or self._frames_before:
             rows.append(("store", str(self._out)))
         lines = [f"  {name:<13} {value}" for name, value in rows]
-        if interrupted and not self._info.is_live:
-            lines.append(f"stopped early; go on with: stream4d {self._info.source} --resume")
-        elif self._out is not None:
-            lines.append(f"look at it with: stream4d replay {self._out}")
+        if interrupted:
+            lines.append("stopped early; the same command with --resume goes on")
+        elif self.frames:
+            lines.append(f"look at it with: stream4d replay {shlex.quote(str(self._out))}")
         return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from stream4d._version import __version__
-from stream4d.errors import StoreError
+from stream4d.errors import StoreCompleteError, StoreError
 from stream4d.packets import VideoInfo
 from stream4d.store import schema
 
@@ -99,17 +99,19 @@ def check_resumable(path: Path, ours: Mapping[str, Any]) -> None:
     """Raise unless the run that left ``path`` unfinished had this source and these settings.
 
     Raises:
-        StoreError: the store is complete, or names the first thing that differs.
+        StoreCompleteError: it had, and has finished.
+        StoreError: names the first thing that differs.
     """
     theirs = read_attributes(read_root(path), path)
-    if theirs["complete"]:
-        raise StoreError(
-            f"{path} is complete, there is nothing to resume: give --overwrite to compute it again"
-        )
     for name, was, now in _differences(theirs, ours):
         raise StoreError(
             f"{path} was begun with {name} = {was!r}, now it is {now!r}: "
             "resume with the same source and settings, or give --overwrite"
+        )
+    if theirs["complete"]:
+        raise StoreCompleteError(
+            f"{path} is complete ({theirs['committed']} frames), there is nothing to resume: "
+            "give --overwrite to compute it again"
         )
 
 

@@ -26,11 +26,10 @@ def has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
                 f"the folder {path.parent} does not exist: create it, or choose another --out"
             )
         return False
-    read_attributes(read_root(path), path)  # refuses what is not a stream4d store
+    attributes = read_attributes(read_root(path), path)  # refuses what is not a stream4d store
     if not overwrite and not resume:
-        raise StoreError(
-            f"{path} exists: give --resume to go on with it, --overwrite to replace it, or another --out"
-        )
+        go_on = "" if attributes["complete"] else "--resume to go on with it, "
+        raise StoreError(f"{path} exists: give {go_on}--overwrite to replace it, or another --out")
     return resume
 
 
