@@ -170,13 +170,13 @@ def test_two_runs_are_equal(clip: str) -> None:
 
 
 def test_stop_leaves_a_store_that_resumes(clip: str, tmp_path: Path) -> None:
-    config = RunConfig(store=StoreConfig(state_every=8))
+    config = RunConfig(store=StoreConfig(state_every=8), reader=ReaderConfig(max_frames=36))
     with Reconstruction(clip, config, out=tmp_path / "stopped.zarr") as run:
         for frame in run:
             if frame.index == 20:
                 run.stop()
     partial = stream4d.open_store(tmp_path / "stopped.zarr")
-    assert 0 < len(partial) < FRAMES
+    assert 0 < len(partial) < 36
     assert not partial.is_complete
     list(reconstruct(clip, config, out=tmp_path / "stopped.zarr", resume=True))
     list(reconstruct(clip, config, out=tmp_path / "whole.zarr"))
