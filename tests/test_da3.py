@@ -20,7 +20,6 @@ from stream4d.models.da3 import (
     fill_sky,
     fit_image,
     key_map,
-    rigid_4x4,
     to_metric,
 )
 from stream4d.models.da3_net import (
@@ -176,7 +175,8 @@ def test_cameras_equal_the_official_ones():
     assert relative_error(c2w, t["pose.c2w"]) < 1e-5
     assert relative_error(K, t["pose.K"]) < 1e-5
     assert relative_error(encode_cameras(c2w, K, (H, W)), t["pose.enc_back"]) < 1e-5
-    w2c = np.linalg.inv(rigid_4x4(t["pose.c2w"][0].double().numpy()))[:, :3]
+    matrix = t["pose.c2w"][0].double().numpy()
+    w2c = np.linalg.inv(rigid(matrix[..., :3], matrix[..., 3]))[:, :3]
     assert relative_error(torch.tensor(w2c)[None], t["pose.w2c_out"]) < 1e-5
 
 

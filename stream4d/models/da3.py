@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream4d.geometry.transforms import invert
+from stream4d.geometry.transforms import invert, rigid
 from stream4d.models.base import ModelCard
 from stream4d.models.da3_net import (
     SIZES,
@@ -279,7 +279,8 @@ class Views:
         # A field of view of nothing (an untrained or confused head) would make an infinite focal length.
         encoding[..., 7:] = encoding[..., 7:].clamp(*FOV_RANGE_RAD)
         scene_from_cam, predicted_K = decode_cameras(encoding, fitted.size[::-1])
-        poses, K = rigid_4x4(numpy(scene_from_cam)), numpy(predicted_K)
+        matrix, K = numpy(scene_from_cam), numpy(predicted_K)
+        poses = rigid(matrix[..., :3], matrix[..., 3])
         if pose_from == "rays" and out.rays is not None and out.rays_confidence is not None:
             rays, confidence = numpy(out.rays[0]), numpy(out.rays_confidence[0])
             found = [
@@ -326,11 +327,4 @@ def moved(window_from_cam: Array, scale: float) -> Array:
     """Multiply the translations of poses."""
     out = window_from_cam.copy()
     out[:, :3, 3] *= scale
-    return out
-
-
-def rigid_4x4(matrix: Array) -> Array:  # (T, 3, 4) -> (T, 4, 4) float64
-    """Append the row (0, 0, 0, 1)."""
-    out = np.tile(np.eye(4), (len(matrix), 1, 1))
-    out[:, :3] = matrix
     return out

@@ -76,7 +76,7 @@ SIZES = {
     "da3-small": Da3Config(dim=384, heads=6, dpt_layers=(48, 96, 192, 384), dpt_features=64),
     "da3-base": Da3Config(),
     "da3-large": _LARGE,
-    "da3-giant": replace(_GIANT),
+    "da3-giant": _GIANT,
     "da3-nested": replace(_GIANT, metric=METRIC_LARGE),
 }
 
