@@ -80,6 +80,8 @@ def test_a_mean_over_clips_needs_all_of_them() -> None:
         ({"focal_error_percent": 20.0}, "wrong by 20 %"),
         ({"static_share": 0.9}, "10.0 % of a static scene masked"),
         ({"mask_j": 0.2}, "mask J 0.20"),
+        ({"depth_delta1": 0.3}, "only 0.30"),
+        ({"depth_abs_rel": 3.0}, "wild outliers"),
         ({"flow_epe": 2.0, "flow_dis_epe": 2.0}, "flow no better than DIS"),
         ({"pose_in_1sigma": 0.99}, "too large"),
         ({"pose_in_1sigma": 0.3}, "too small"),
@@ -99,7 +101,7 @@ def test_tables_hold_only_what_was_measured() -> None:
         [run(a={"ate_m": 0.25, "fps": 9.0}, b={"fps": 11.0})], "m", "make results", "It repeats."
     )
     camera = page.split("### Camera")[1].split("###")[0]
-    assert "0.250" in camera
+    assert "0.2500" in camera
     assert "| b |" not in camera
     assert "### Flow" not in page
     assert "mean of 2/2" in page

@@ -7,7 +7,7 @@ from typing import Any
 
 COLUMNS = (
     ("path_m", "path m", "{:.2f}"),
-    ("ate_m", "ATE m", "{:.3f}"),
+    ("ate_m", "ATE m", "{:.4f}"),
     ("ate_percent", "ATE %", "{:.2f}"),
     ("rpe_trans_m", "RPE-t m", "{:.4f}"),
     ("rpe_rot_deg", "RPE-r °", "{:.3f}"),

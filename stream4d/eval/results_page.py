@@ -198,49 +198,56 @@ def _benchmark_section() -> str:
 
 
 def _worse_section(runs: Sequence[dict[str, Any]]) -> str:
-    lines = [line for run in runs for line in (*_worse_than_peers(run), *_weaknesses(run))]
-    body = "\n".join(f"- {line}" for line in lines) or "- nothing that these rules find"
-    return (
-        "## Where we are worse\n\nFound by fixed rules over the tables above: published figures that beat ours, clips "
-        "with ATE above 2 % of the path, frames without a measured pose, wrong cameras, masks on static clips, flow no "
-        "better than DIS, and uncertainties that are not honest.\n\n" + body
-    )
+    parts = [
+        "## Where we are worse",
+        "Found by fixed rules over the tables above: published figures that beat ours, clips with ATE above 2 % of the "
+        "path, frames without a measured pose, wrong cameras, masks on static clips, flow no better than DIS, and "
+        "uncertainties that are not honest.",
+    ]
+    for run in runs:
+        lines = [*_worse_than_peers(run)]
+        for row in run["sequences"]:
+            said = "; ".join(_weaknesses(row, run["details"].get(row["name"], {})))
+            lines += [f"`{row['name']}`: {said}"] if said else []
+        body = "\n".join(f"- {line}" for line in lines) or "- nothing that these rules find"
+        parts += [f"### {_name(run)}", body]
+    return "\n\n".join(parts)
 
 
 def _worse_than_peers(run: dict[str, Any]) -> Iterable[str]:
     for peer in PEERS:
         ours = ours_beside(run, peer) if run["calibrated"] == peer.calibrated else None
         if ours is not None and is_worse(ours, peer):
-            yield (
-                f"{_name(run)}: {HEADINGS[peer.figure]} {ours:.3g} against {peer.value:.3g} of {peer.system} "
-                f"({peer.data})"
-            )
+            figure = HEADINGS[peer.figure]
+            yield f"{figure} {ours:.3g} against {peer.value:.3g} of {peer.system} ({peer.data})"
 
 
-def _weaknesses(run: dict[str, Any]) -> Iterable[str]:
-    for row in run["sequences"]:
-        where = f"{_name(run)}, `{row['name']}`"
-        if row["status"] != "ok":
-            yield f"{where}: failed ({row['reason']})"
-            continue
-        if row["ate_percent"] is not None and row["ate_percent"] > 2:
-            yield f"{where}: ATE {row['ate_percent']:.1f} % of the path"
-        posed = row["frames_with_pose"]
-        if posed is not None and posed < row["frames"]:
-            yield f"{where}: {row['frames'] - posed} of {row['frames']} frames without a measured pose"
-        if row["focal_error_percent"] is not None and row["focal_error_percent"] > 5:
-            yield f"{where}: focal length wrong by {row['focal_error_percent']:.0f} %"
-        kind = run["details"].get(row["name"], {}).get("kind")
-        if kind == "static" and row["static_share"] is not None and row["static_share"] < 0.99:
-            yield f"{where}: {100 * (1 - row['static_share']):.1f} % of a static scene masked as moving"
-        if row["mask_j"] is not None and row["mask_j"] < 0.5:
-            yield f"{where}: mask J {row['mask_j']:.2f}"
-        if row["flow_epe"] is not None and row["flow_epe"] > 0.995 * row["flow_dis_epe"]:
-            yield f"{where}: flow no better than DIS ({row['flow_epe']:.2f} against {row['flow_dis_epe']:.2f} px)"
-        share = row["pose_in_1sigma"]
-        if share is not None and not 0.6 <= share <= 0.75:
-            said = "too large" if share > 0.75 else "too small"
-            yield f"{where}: stated pose uncertainty {said} ({share:.2f} of errors within 1σ)"
+def _weaknesses(row: dict[str, Any], details: dict[str, Any]) -> Iterable[str]:
+    if row["status"] != "ok":
+        yield f"failed ({row['reason']})"
+        return
+    if row["ate_percent"] is not None and row["ate_percent"] > 2:
+        yield f"ATE {row['ate_percent']:.1f} % of the path"
+    posed = row["frames_with_pose"]
+    if posed is not None and posed < row["frames"]:
+        yield f"{row['frames'] - posed} of {row['frames']} frames without a measured pose"
+    if row["focal_error_percent"] is not None and row["focal_error_percent"] > 5:
+        yield f"focal length wrong by {row['focal_error_percent']:.0f} %"
+    static = row["static_share"]
+    if details.get("kind") == "static" and static is not None and static < 0.99:
+        yield f"{100 * (1 - static):.1f} % of a static scene masked as moving"
+    if row["depth_delta1"] is not None and row["depth_delta1"] < 0.6:
+        yield f"depth δ<1.25 only {row['depth_delta1']:.2f}"
+    if row["depth_abs_rel"] is not None and row["depth_abs_rel"] > 1:
+        yield f"depth with wild outliers (AbsRel {row['depth_abs_rel']:.1f})"
+    if row["mask_j"] is not None and row["mask_j"] < 0.5:
+        yield f"mask J {row['mask_j']:.2f}"
+    if row["flow_epe"] is not None and row["flow_epe"] > 0.995 * row["flow_dis_epe"]:
+        yield f"flow no better than DIS ({row['flow_epe']:.2f} against {row['flow_dis_epe']:.2f} px)"
+    share = row["pose_in_1sigma"]
+    if share is not None and not 0.6 <= share <= 0.75:
+        said = "too large" if share > 0.75 else "too small"
+        yield f"stated pose uncertainty {said} ({share:.2f} of errors within 1σ)"
 
 
 def _name(run: dict[str, Any]) -> str:
