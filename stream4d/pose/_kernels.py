@@ -628,9 +628,7 @@ def dense_step(
                 other = (rr - re * re / ee) / moving + re * re / (ee * moving_along)
             else:
                 other = rr / moving
-            ratio = 0.5 * (square - other) - 0.5 * (
-                math.log(moving / noise) + math.log(moving_along / along)
-            )
+            ratio = 0.5 * (square - other - math.log(moving * moving_along / (noise * along)))
             evidence[y, x] = min(max(ratio, -2.0), 4.0)
             # Kalman update along the epipolar line, weaker where the pixel seems to move
             keep = 9.0 / (9.0 + square)

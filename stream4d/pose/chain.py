@@ -45,6 +45,8 @@ RECOGNISED = 0.1
 """Share of the patches tracked before that must be recognised for the frame to count as seen."""
 MIN_FOUND = 15
 """Patches that must be found again, and agree, for a lost camera to be found."""
+MAX_LEFT = 2000
+"""Frames that have left and can still be revised: a camera that stands still must not fill the memory."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
 _SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost", "_tracked_before")
@@ -588,6 +590,7 @@ class PoseChain:
         maps = dense.depth_and_confidence(state, guess, record.rgb, has_scale=self._started)
         covariance = self._covariance(record, pose)
         self._left.append((record.index, record.reference, track.relative_pose(pose, reference)))
+        del self._left[:-MAX_LEFT]
         return PosedFrame(
             index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
             K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose), pose_covariance=covariance,
