@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     lines = measure(max(300, args.frames), args.model)
     logs.show(table(lines))
+    logs.show(_circumstances())
     if args.json:
         args.json.write_text(json.dumps([_as_dict(line) for line in lines], indent=1) + "\n")
     return int(not all(line.is_met for line in lines))
@@ -212,6 +214,16 @@ def _measure_pipeline(folder: str, model: str) -> dict[str, float]:
         "early_s": stamps[200] - stamps[100],
         "late_s": stamps[count - 10] - stamps[count - 110],
     }
+
+
+def _circumstances() -> str:
+    """Say what helps to compare machines: the time of a fixed task, and how busy the machine is."""
+    from stream4d.eval.bench_parts import dis_pair
+
+    unit = f"unit of this machine: DIS on one pair of frames takes {1000 * median_seconds(dis_pair()):.1f} ms"
+    if not hasattr(os, "getloadavg"):
+        return unit
+    return f"{unit}; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
 
 
 def _as_dict(line: Line) -> dict[str, Any]:
