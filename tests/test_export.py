@@ -8,6 +8,7 @@ import json
 import logging
 import struct
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import trimesh
 from evo.tools import file_interface
 
+from stream4d.config import StoreConfig
 from stream4d.errors import ExportError
 from stream4d.export import cli
 from stream4d.export.colmap import write_colmap
@@ -31,7 +33,9 @@ from stream4d.export.splat import SH_C0, write_splat
 from stream4d.export.trajectory import write_json, write_kitti, write_tum
 from stream4d.geometry.camera import unproject
 from stream4d.geometry.transforms import transform_points
-from stream4d.packets import Array, PosedFrame
+from stream4d.packets import Array, PosedFrame, VideoInfo
+from stream4d.store.reader import open_store
+from stream4d.store.writer import StoreWriter
 from tests.posed import Frames, posed_frames
 from tests.synthetic import HALF, Scene
 
@@ -52,6 +56,30 @@ def share_on_walls(points: Array) -> float:
 
 
 # --- trajectories --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [write_tum, write_kitti, write_json])
+def test_store_of_poses_alone_gives_the_same_path(
+    tmp_path: Path, source: Frames, write: Callable[..., None]
+) -> None:
+    info = VideoInfo(
+        source="a.mp4",
+        backend="pyav",
+        width=96,
+        height=72,
+        source_width=96,
+        source_height=72,
+        fps=25.0,
+        frame_count=None,
+    )
+    settings = StoreConfig(maps="none")
+    with StoreWriter(tmp_path / "a.zarr", info=info, config={}, store_config=settings) as sink:
+        for frame in source.frames:
+            sink.write(frame)
+    selection = Selection(stride=3)
+    write(source, tmp_path / "frames.txt", selection=selection)
+    write(open_store(tmp_path / "a.zarr"), tmp_path / "store.txt", selection=selection)
+    assert (tmp_path / "store.txt").read_text() == (tmp_path / "frames.txt").read_text()
 
 
 def test_tum_is_read_by_evo(tmp_path: Path, source: Frames) -> None:

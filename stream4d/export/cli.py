@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,6 @@ FORMATS = {
     ),
 }
 """Format → ("module:function", ending of the default name, what it is)."""
-COLMAP_POINTS = 200_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,14 +129,11 @@ def _writer(name: str) -> tuple[Callable[..., None], dict[str, Any]]:
 
 
 def _selection(name: str, args: argparse.Namespace) -> Any:
+    from stream4d.export import colmap
     from stream4d.export.source import Selection
-    from stream4d.viz.cloud import PointFilter
 
-    default = COLMAP_POINTS if name.startswith("colmap") else 1_000_000
-    return Selection(
-        segment=args.segment,
-        stride=args.stride,
-        max_points=args.max_points if args.max_points is not None else default,
-        voxel=args.voxel,
-        keep=PointFilter(samples=40_000, min_confidence=args.min_confidence),
-    )
+    selection = Selection(segment=args.segment, stride=args.stride, voxel=args.voxel)
+    keep = dataclasses.replace(selection.keep, min_confidence=args.min_confidence)
+    default = colmap.MAX_POINTS if name.startswith("colmap") else selection.max_points
+    max_points = default if args.max_points is None else args.max_points
+    return dataclasses.replace(selection, keep=keep, max_points=max_points)

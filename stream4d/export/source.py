@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from stream4d.errors import ExportError
-from stream4d.packets import PosedFrame
+from stream4d.packets import Array, PosedFrame
+from stream4d.store.reader import Store
 from stream4d.viz.cloud import PointFilter, StaticCloud, frame_points, voxel_for
+from stream4d.viz.contact_sheet import FrameSource
 
 logger = logging.getLogger(__name__)
 
 
-class FrameSource(Protocol):
-    """A store, or a list of frames."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Camera:
+    """What a posed frame says of its camera. Fields as in ``PosedFrame``."""
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> PosedFrame: ...
+    index: int
+    timestamp_ns: int
+    segment: int
+    width: int
+    height: int
+    K: Array
+    world_from_cam: Array
+    pose_covariance: Array
+    is_keyframe: bool
+    is_tracked: bool
+    is_metric: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +96,36 @@ def select_frames(source: FrameSource, selection: Selection) -> Iterator[PosedFr
     _, positions = pick_segment(source, selection.segment)
     for position in positions[:: selection.stride]:
         yield source[position]
+
+
+def select_cameras(source: FrameSource, selection: Selection) -> Iterator[Camera]:
+    """Yield the cameras of the selected frames; a store is not asked for its maps, which it may lack."""
+    _, positions = pick_segment(source, selection.segment)
+    for position in positions[:: selection.stride]:
+        yield _stored(source, position) if isinstance(source, Store) else _seen_by(source[position])
+
+
+def _stored(store: Store, index: int) -> Camera:
+    return Camera(
+        index=index,
+        timestamp_ns=int(store.timestamp_ns[index]),
+        segment=int(store.segment[index]),
+        width=store.info.width,
+        height=store.info.height,
+        K=store.K[index],
+        world_from_cam=store.world_from_cam[index],
+        pose_covariance=store.pose_covariance[index],
+        is_keyframe=bool(store.keyframe[index]),
+        is_tracked=bool(store.is_tracked[index]),
+        is_metric=store.is_metric,
+    )
+
+
+def _seen_by(frame: PosedFrame) -> Camera:
+    shared = {f.name for f in fields(PosedFrame)} & {f.name for f in fields(Camera)}
+    height, width = frame.rgb.shape[:2]
+    values = {name: getattr(frame, name) for name in shared}
+    return Camera(**values, width=width, height=height)
 
 
 def static_cloud(source: FrameSource, selection: Selection) -> StaticCloud:

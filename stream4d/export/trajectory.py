@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from stream4d.export.output import new_file
-from stream4d.export.source import FrameSource, Selection, select_frames
+from stream4d.export.source import Camera, FrameSource, Selection, select_cameras
 from stream4d.geometry.transforms import quat_wxyz_from_rotation
-from stream4d.packets import PosedFrame
 
 
 def write_tum(
@@ -26,10 +25,10 @@ def write_tum(
         file.write(
             "# timestamp tx ty tz qx qy qz qw  (camera to world, x right, y down, z forward)\n"
         )
-        for frame in select_frames(source, selection or Selection()):
-            w, x, y, z = quat_wxyz_from_rotation(frame.world_from_cam[:3, :3])
-            numbers = (*frame.world_from_cam[:3, 3], x, y, z, w)
-            seconds = f"{frame.timestamp_ns // 10**9}.{frame.timestamp_ns % 10**9:09d}"
+        for camera in select_cameras(source, selection or Selection()):
+            w, x, y, z = quat_wxyz_from_rotation(camera.world_from_cam[:3, :3])
+            numbers = (*camera.world_from_cam[:3, 3], x, y, z, w)
+            seconds = f"{camera.timestamp_ns // 10**9}.{camera.timestamp_ns % 10**9:09d}"
             file.write(" ".join([seconds, *(f"{number:.9f}" for number in numbers)]) + "\n")
 
 
@@ -44,8 +43,8 @@ def write_kitti(
         ExportError: no frames, or not writable.
     """
     with new_file(path, overwrite=overwrite) as partial, partial.open("w") as file:
-        for frame in select_frames(source, selection or Selection()):
-            numbers = frame.world_from_cam[:3].ravel()
+        for camera in select_cameras(source, selection or Selection()):
+            numbers = camera.world_from_cam[:3].ravel()
             file.write(" ".join(f"{number:.9e}" for number in numbers) + "\n")
 
 
@@ -68,25 +67,24 @@ def write_json(
     with new_file(path, overwrite=overwrite) as partial, partial.open("w") as file:
         # One camera at a time, so that a long run needs no more memory.
         file.write(json.dumps(head)[:-1] + ', "cameras": [')
-        for n, frame in enumerate(select_frames(source, selection or Selection())):
-            file.write(("," if n else "") + "\n" + json.dumps(_camera(frame)))
+        for n, camera in enumerate(select_cameras(source, selection or Selection())):
+            file.write(("," if n else "") + "\n" + json.dumps(_entry(camera)))
         file.write("\n]}\n")
 
 
-def _camera(frame: PosedFrame) -> dict[str, Any]:
-    H, W = frame.rgb.shape[:2]
+def _entry(camera: Camera) -> dict[str, Any]:
     return {
-        "index": frame.index,
-        "timestamp_ns": frame.timestamp_ns,
-        "segment": frame.segment,
-        "width": W,
-        "height": H,
-        "K": frame.K.tolist(),
-        "world_from_cam": frame.world_from_cam.tolist(),
-        "quat_wxyz": quat_wxyz_from_rotation(frame.world_from_cam[:3, :3]).tolist(),
-        "position": frame.world_from_cam[:3, 3].tolist(),
-        "pose_covariance": np.asarray(frame.pose_covariance).ravel().tolist(),
-        "is_keyframe": frame.is_keyframe,
-        "is_tracked": frame.is_tracked,
-        "is_metric": frame.is_metric,
+        "index": camera.index,
+        "timestamp_ns": camera.timestamp_ns,
+        "segment": camera.segment,
+        "width": camera.width,
+        "height": camera.height,
+        "K": camera.K.tolist(),
+        "world_from_cam": camera.world_from_cam.tolist(),
+        "quat_wxyz": quat_wxyz_from_rotation(camera.world_from_cam[:3, :3]).tolist(),
+        "position": camera.world_from_cam[:3, 3].tolist(),
+        "pose_covariance": np.asarray(camera.pose_covariance).ravel().tolist(),
+        "is_keyframe": camera.is_keyframe,
+        "is_tracked": camera.is_tracked,
+        "is_metric": camera.is_metric,
     }
