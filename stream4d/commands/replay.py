@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise StoreError(
             f"{args.path} has {len(store)} frames, none from --start {args.start} to before --end"
         )
+    _ = store[frames[0]]  # a store without images says so before a view opens
     with logs.Progress(len(frames)) as progress:
 
         def shown() -> Iterator[PosedFrame]:

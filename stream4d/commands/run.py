@@ -206,6 +206,8 @@ def _reconstruct(args: argparse.Namespace) -> int:
     if not args.quiet:
         logs.show(summary.closing(interrupted=not run.is_finished, dropped=run.reader.dropped))
     if run.view is not None:
+        if run.view.page and not args.quiet:
+            logs.show("the web view stays up until Ctrl-C")
         run.view.wait()
         run.view.close()
     return 0 if run.is_finished else 130
