@@ -15,7 +15,7 @@ import numpy as np
 from stream4d.errors import VideoError
 from stream4d.packets import Array
 from stream4d.reader.backend import Decoded, Probe
-from stream4d.reader.pyav_reader import over_black
+from stream4d.reader.pixels import over_black
 from stream4d.reader.selection import SECOND_NS, even_timeline
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ import numpy as np
 from stream4d.errors import VideoError
 from stream4d.packets import Array
 from stream4d.reader.backend import Decoded, Probe
+from stream4d.reader.pixels import clockwise_rotation, to_rgb
 from stream4d.reader.selection import SECOND_NS
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,9 @@ class PyavBackend:
             for frame in decoded_frames(container, stream):
                 index = wanted.pop(frame.pts, None)
                 if index is not None:
-                    yield Decoded(index, int(self.probe.timeline[index]), _converter(frame))
+                    yield Decoded(
+                        index, int(self.probe.timeline[index]), functools.partial(to_rgb, frame)
+                    )
                 if not wanted or (frame.pts is not None and frame.pts > last_pts):
                     break
         if wanted:
@@ -103,7 +106,7 @@ class PyavBackend:
             clock = _Clock(self.probe.fps, stream.time_base)
             for index, frame in enumerate(decoded_frames(container, stream)):
                 pts = frame.pts if self._has_times else None
-                yield Decoded(index, clock.time_ns(index, pts), _converter(frame))
+                yield Decoded(index, clock.time_ns(index, pts), functools.partial(to_rgb, frame))
 
 
 class _Clock:
@@ -225,35 +228,6 @@ def _frame_count(container: Any, stream: Any, fps: float) -> int | None:
     if container.duration:
         return max(1, round(float(container.duration) / float(av.time_base) * fps))
     return None
-
-
-def clockwise_rotation(frame: Any) -> int:
-    """Return by how many degrees clockwise the frame must be turned to be upright: 0, 90, 180 or 270."""
-    # PyAV gives the counter-clockwise angle of the display matrix.
-    return int(round(-frame.rotation / 90) * 90 % 360)
-
-
-def _converter(frame: Any) -> Any:
-    return functools.partial(to_rgb, frame)
-
-
-def to_rgb(frame: Any) -> Array:  # -> (H, W, 3) uint8
-    """Convert a frame of any pixel format, upright; transparency is laid over black."""
-    if any(component.is_alpha for component in frame.format.components) or frame.format.has_palette:
-        rgb = over_black(frame.to_ndarray(format="rgba"))
-    else:
-        rgb = frame.to_ndarray(format="rgb24")
-    turns = clockwise_rotation(frame) // 90
-    return np.ascontiguousarray(np.rot90(rgb, -turns)) if turns else rgb
-
-
-def over_black(rgba: Array) -> Array:  # (H, W, 4) uint8 -> (H, W, 3) uint8
-    """Lay an image with straight alpha over black."""
-    alpha = rgba[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    product = rgba[..., :3].astype(np.uint16) * alpha + 127
-    return (product // 255).astype(np.uint8)
 
 
 def _timeline(pts: Array, time_base: Any) -> Array:
