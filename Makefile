@@ -36,6 +36,10 @@ bench: setup
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
 	$(BIN)/python -m stream4d.eval.bench
 
+# Needs the shared evaluation clips beside the checkout.
+results: setup
+	$(BIN)/python -m stream4d.eval.results --data ../shared/data --out docs/results.md --work build/results
+
 docs: setup
 	$(BIN)/python -m stream4d.store.schema > docs/store-format.md
 
