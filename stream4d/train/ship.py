@@ -51,5 +51,6 @@ def ship(source: str | Path, target: str | Path) -> Path:
         part.unlink()
         raise TrainingError(f"{size} bytes are too many for the package (at most {MAX_BYTES})")
     read_weights(part)
+    part.chmod(0o644)  # safetensors writes for the owner alone
     part.replace(target)
     return target
