@@ -249,15 +249,15 @@ def _prepare_process(config: RunConfig) -> None:
 
 def _build_model(config: RunConfig) -> PointmapModel:
     chosen = config.model
-    return create_model(
-        chosen.name, weights=chosen.weights, device=_device(chosen.device), **chosen.options
-    )
+    has_network = model_card(chosen.name).parameters_m > 0
+    device = _device(chosen.device, has_network=has_network)
+    return create_model(chosen.name, weights=chosen.weights, device=device, **chosen.options)
 
 
-def _device(name: str) -> str:
+def _device(name: str, *, has_network: bool) -> str:
     """Resolve ``auto``, and fail early where a device is asked for that is not there."""
-    if name == "cpu":
-        return name
+    if name == "cpu" or (name == "auto" and not has_network):
+        return "cpu"  # without importing torch, which is half of the time to start
     import torch
 
     if name == "auto":
