@@ -171,3 +171,18 @@ def test_intrinsics_that_are_not_there() -> None:
         parse_intrinsics("nothing.json")
     with pytest.raises(ConfigError, match="got 2 numbers"):
         parse_distortion("1,2")
+
+
+@pytest.mark.parametrize(
+    ("camera", "is_odd"),
+    [
+        ((500.0, 500.0, 320.0, 240.0), False),
+        ((2000.0, 2000.0, 1280.0, 960.0), True),  # of pictures four times as large
+        ((0.8, 0.8, 0.5, 0.5), True),  # in units of the image's width
+    ],
+)
+def test_odd_intrinsics_are_doubted(
+    camera: tuple[float, ...], is_odd: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    Preprocessor((640, 480), (320, 240), ReaderConfig(intrinsics=camera))
+    assert ("odd for images of 640×480" in caplog.text) == is_odd

@@ -261,7 +261,7 @@ def test_kill_at_random_moments(tmp_path: Path, uninterrupted: Path) -> None:
     context.set_forkserver_preload(["stream4d.store.writer", __name__])
     want = contents(uninterrupted)
     committed, deaths = 0, 0
-    for _ in range(12):
+    for _ in range(8):
         started = context.Event()
         child = context.Process(target=run_in_child, args=(str(path), frames, started))
         child.start()
