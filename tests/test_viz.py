@@ -82,6 +82,15 @@ def test_motion_tints_only_what_moves() -> None:
     assert layer[0, 1, 3] > 128
 
 
+def test_labels_have_colours_of_their_own_and_none_is_transparent() -> None:
+    layer = colors.label_layer(np.array([[-1, 0, 1, 2, 1001, 1]]))
+    assert layer[0, :, 3].tolist()[0] == 0
+    assert (layer[0, 1:, 3] > 0).all()
+    shades = {tuple(rgb) for rgb in layer[0, 1:, :3].tolist()}
+    assert len(shades) == 4
+    assert (layer[0, 2] == layer[0, 5]).all()
+
+
 # --- cloud ---------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +331,14 @@ def test_recording_holds_every_frame(tmp_path: Path, frames: list[PosedFrame]) -
     shares = dict(rows(path, "/plots/static_share", "scalars"))
     assert shares[3] == pytest.approx(np.mean(frames[3].motion_prob < 0.5))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.rrd"]
+
+
+def test_labels_are_recorded_where_a_model_gives_them(
+    tmp_path: Path, frames: list[PosedFrame]
+) -> None:
+    labels = np.full(frames[0].depth.shape, 3, np.int32)
+    record(tmp_path / "run.rrd", [dataclasses.replace(frames[0], semantics=labels)])
+    assert len(list(rows(tmp_path / "run.rrd", "/world/camera/image/labels", "blob"))) == 1
 
 
 def test_recorded_cloud_is_the_room(tmp_path: Path, frames: list[PosedFrame]) -> None:

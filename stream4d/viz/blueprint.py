@@ -13,6 +13,7 @@ WORLD = "/world"
 CAMERA = "/world/camera"
 IMAGE = "/world/camera/image"
 MOTION = "/world/camera/image/motion"
+LABELS = "/world/camera/image/labels"
 PATH = "/world/path"
 STATIC = "/world/static"
 MOVING = "/world/moving"
@@ -69,16 +70,22 @@ def _eye(position: Array, target: Array) -> rrb.EyeControls3D:
     )
 
 
-def layout(eye: rrb.EyeControls3D, plots: Collection[str] = tuple(PLOT_TITLES)) -> rrb.Blueprint:
+def layout(
+    eye: rrb.EyeControls3D,
+    plots: Collection[str] = tuple(PLOT_TITLES),
+    *,
+    has_labels: bool = False,
+) -> rrb.Blueprint:
     """Return the whole layout.
 
     Args:
         eye: where the 3D view looks from.
         plots: which of ``PLOT_TITLES`` there is data for.
+        has_labels: show a tab with the labels of classes or objects.
     """
     scene = rrb.Spatial3DView(
         origin=WORLD,
-        contents=["$origin/**", f"- {MOTION}"],
+        contents=["$origin/**", f"- {MOTION}", f"- {LABELS}"],
         name="Scene",
         background=rrb.Background(color=(18, 18, 22)),
         line_grid=rrb.LineGrid3D(visible=False),
@@ -87,7 +94,7 @@ def layout(eye: rrb.EyeControls3D, plots: Collection[str] = tuple(PLOT_TITLES)) 
     return rrb.Blueprint(
         rrb.Horizontal(
             rrb.Vertical(scene, _plots(plots), row_shares=[3, 1]),
-            _maps(),
+            _maps(has_labels=has_labels),
             column_shares=[5, 3],
         ),
         rrb.TimePanel(state="collapsed", timeline=FRAME),
@@ -97,14 +104,15 @@ def layout(eye: rrb.EyeControls3D, plots: Collection[str] = tuple(PLOT_TITLES)) 
     )
 
 
-def _maps() -> rrb.Vertical:
+def _maps(*, has_labels: bool) -> rrb.Vertical:
     video = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE], name="Video")
     motion = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE, MOTION], name="Motion")
+    labels = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE, LABELS], name="Labels")
     depth = rrb.Spatial2DView(origin=DEPTH, name="Depth: near red, far blue")
     flow = rrb.Spatial2DView(origin=FLOW, name="Flow to the next frame")
     confidence = rrb.Spatial2DView(origin=CONFIDENCE, name="Confidence: yellow is sure")
     return rrb.Vertical(
-        rrb.Tabs(motion, video, active_tab=0),
+        rrb.Tabs(motion, video, *([labels] if has_labels else []), active_tab=0),
         rrb.Tabs(depth, confidence, active_tab=0),
         rrb.Tabs(flow),
     )

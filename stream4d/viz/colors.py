@@ -107,3 +107,19 @@ def motion_layer(motion_prob: Array, strength: float = 0.65) -> Array:  # (H, W)
     steps = np.round(np.nan_to_num(motion_prob) * 8) / 8
     layer[..., 3] = (steps * strength * 255).astype(np.uint8)
     return layer
+
+
+def label_layer(labels: Array, strength: float = 0.55) -> Array:  # (H, W) int → (H, W, 4)
+    """Return class or object labels as RGBA, to lie over an image; -1 is transparent.
+
+    Hues step by the golden angle, so that neighbouring numbers look unlike, and a label keeps its colour
+    through the video.
+    """
+    known = labels >= 0
+    hsv = np.empty((*labels.shape, 3), np.uint8)
+    hsv[..., 0] = (np.where(known, labels, 0).astype(np.int64) * 111) % 180  # OpenCV: half degrees
+    hsv[..., 1], hsv[..., 2] = 190, 255
+    layer = np.empty((*labels.shape, 4), np.uint8)
+    layer[..., :3] = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    layer[..., 3] = np.where(known, round(strength * 255), 0)
+    return layer

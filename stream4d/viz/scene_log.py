@@ -71,6 +71,7 @@ class SceneLog:
         self._plots: set[str] = set()
         self._fit_at_end = fit_at_end
         self._segment: int | None = None
+        self._has_labels = False
         self._begin_empty()
         recording.log(names.WORLD, rr.ViewCoordinates.RDF, static=True)
 
@@ -136,13 +137,14 @@ class SceneLog:
         positions = np.stack([pose[:3, 3] for pose in self._poses])
         scale = self._scale.value or 1.0
         eye = names.fitted_eye(positions, self._cloud.points, at_least=2 * FRUSTUM * scale)
-        self._rec.send_blueprint(names.layout(eye, self._plots))
+        self._rec.send_blueprint(names.layout(eye, self._plots, has_labels=self._has_labels))
 
     def _send_first_layout(self, frame: PosedFrame) -> None:
         bounds = colors.depth_range(frame.depth) or (1.0, 1.0)
         eye = names.default_eye(float(np.sqrt(bounds[0] * bounds[1])))
         plots = set(names.PLOT_TITLES) - (set() if self._timing else names.TIMING_PLOTS)
-        self._rec.send_blueprint(names.layout(eye, plots))
+        self._has_labels = frame.semantics is not None
+        self._rec.send_blueprint(names.layout(eye, plots, has_labels=self._has_labels))
 
     def _start_segment(self, frame: PosedFrame) -> None:
         """Begin the 3D scene anew: segments share neither scale nor origin."""
@@ -173,6 +175,8 @@ class SceneLog:
             )
         self._rec.log(names.IMAGE, _jpeg(frame.rgb, quality=80))
         self._rec.log(names.MOTION, _png(colors.motion_layer(frame.motion_prob)))
+        if frame.semantics is not None:
+            self._rec.log(names.LABELS, _png(colors.label_layer(frame.semantics)))
 
     def _log_points(self, frame: PosedFrame) -> None:
         points = frame_points(frame)
