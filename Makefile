@@ -17,8 +17,9 @@ setup: .venv/.installed
 demo: setup
 	$(BIN)/stream4d demo --overwrite
 
+# One process per core, one thread each: small tensors gain nothing from more.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: setup
 	$(BIN)/ruff check .
