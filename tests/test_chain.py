@@ -183,7 +183,7 @@ def test_very_short_videos_leave_whole(n: int) -> None:
 
 def test_focal_is_found_where_none_is_given() -> None:
     scene = Scene("walk", width=256, height=192, focal=220)
-    frames, poses = run(scene, OracleModel(scene), 80, with_K=False)
+    frames, poses = run(scene, OracleModel(scene), 60, with_K=False)
     error, length = ate(scene, poses)
     assert error < 0.02 * length
     assert frames[-1].K[0, 0] == pytest.approx(220, rel=0.05)

@@ -28,7 +28,8 @@ def find_pose(local_map: LocalMap, image: Array) -> Array | None:
     points = list(orb.detect(image, None))
     for point in points:
         point.angle = 0.0  # upright, as the map's are: video seldom turns upside down
-    points, descriptors = orb.compute(image, points)
+    kept, descriptors = orb.compute(image, points)
+    points = list(kept)
     if descriptors is None or len(points) < MIN_MATCHES:
         return None
     rows, known = _describe_map(local_map, orb)

@@ -7,8 +7,11 @@ import numpy as np
 from stream4d.geometry.transforms import adjoint
 from stream4d.packets import Array
 
-INFLATION = 3.0**2
-"""Patch errors are not independent (blur, rolling shutter, one lens): variances grow by this."""
+FIT_INFLATION = 2.0**2
+"""Patch errors of one frame are not independent (blur, rolling shutter, one lens): variances grow by this."""
+DRIFT_INFLATION = 5.0**2
+"""Nor are those of neighbouring windows. With both, stated 1σ holds for 73 % of the position errors over seven
+clips with ground truth: for nearly all on easy clips, for a third on the hardest."""
 FLOOR = np.diag([1e-6, 1e-6, 1e-6, 1e-8, 1e-8, 1e-8])
 """Nothing is known better than a thousandth of the first median depth, or 0.006°."""
 STILL = np.diag([2.5e-3, 2.5e-3, 2.5e-3, 0.0, 0.0, 0.0])
@@ -27,7 +30,7 @@ def of_pose(information: Array, pose: Array, drift: Array, *, started: bool) -> 
     """Return the (6, 6) covariance of a fitted pose, symmetric and positive."""
     ridge = 1e-9 * max(float(np.trace(information)) / 6, 1.0)
     own = np.linalg.inv(information + ridge * np.eye(6)) if information.any() else np.zeros((6, 6))
-    total = INFLATION * (to_world(own, pose) + drift) + FLOOR
+    total = FIT_INFLATION * to_world(own, pose) + DRIFT_INFLATION * drift + FLOOR
     if not started:
         total = total + STILL
     return np.asarray((total + total.T) / 2)
