@@ -17,7 +17,8 @@ import pytest
 
 from stream4d.cli import COMMANDS, main
 from stream4d.packets import PosedFrame
-from tests.videos import textured_pan, write_audio, write_video
+from tests.clips import write_sound
+from tests.videos import textured_pan, write_video
 
 Make = Callable[[Path], list[str]]
 
@@ -42,7 +43,7 @@ def _truncated(folder: Path) -> list[str]:
 
 
 def _audio(folder: Path) -> list[str]:
-    return [str(write_audio(folder / "sound.mp4"))]
+    return [str(write_sound(folder / "sound.mp4"))]
 
 
 def _empty_folder(folder: Path) -> list[str]:

@@ -33,14 +33,3 @@ def textured_pan(frames: int, size: tuple[int, int] = (96, 128), step: int = 1) 
     coarse = rng.integers(0, 255, (H // 4, (W + frames * step) // 4 + 1, 3), dtype=np.uint8)
     wide = cv2.resize(coarse, ((W + frames * step), H), interpolation=cv2.INTER_CUBIC)
     return np.stack([wide[:, i * step : i * step + W] for i in range(frames)])
-
-
-def write_audio(path: Path) -> Path:
-    """Encode half a second of silence and no picture."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), "fltp", "mono")
-        frame.sample_rate = 16000
-        for packet in [*stream.encode(frame), *stream.encode()]:
-            container.mux(packet)
-    return path

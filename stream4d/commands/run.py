@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,15 +195,11 @@ def _reconstruct(args: argparse.Namespace) -> int:
         summary = RunSummary(run.info, out, frames_before=run.first_frame)
         if not args.quiet:
             logs.show(summary.opening(run.model.card.name))
-        restore_signal = _stop_on_ctrl_c(run)
-        total, done = run.info.frame_count, run.first_frame
-        try:
-            with logs.Progress(total, quiet=args.quiet, done=done) as progress:
-                for frame in run:
-                    summary.add(frame)
-                    progress.advance()
-        finally:
-            restore_signal()
+        progress = logs.Progress(run.info.frame_count, quiet=args.quiet, done=run.first_frame)
+        with progress, _ctrl_c_stops(run):
+            for frame in run:
+                summary.add(frame)
+                progress.advance()
     if not args.quiet:
         logs.show(summary.closing(interrupted=not run.is_finished, dropped=run.reader.dropped))
     if run.view is not None:
@@ -213,8 +210,9 @@ def _reconstruct(args: argparse.Namespace) -> int:
     return 0 if run.is_finished else 130
 
 
-def _stop_on_ctrl_c(run: Reconstruction) -> Callable[[], None]:
-    """Let the first Ctrl-C end the run cleanly, the second at once. Returns what undoes it."""
+@contextmanager
+def _ctrl_c_stops(run: Reconstruction) -> Iterator[None]:
+    """Let the first Ctrl-C end the run cleanly, the second at once."""
 
     def on_signal(_signum: int, _stack: object) -> None:
         if run.is_stopped:
@@ -223,8 +221,7 @@ def _stop_on_ctrl_c(run: Reconstruction) -> Callable[[], None]:
         sys.stderr.write("\nstopping after this window (Ctrl-C again: at once)\n")
 
     previous = signal.signal(signal.SIGINT, on_signal)
-    return lambda: _ignore(signal.signal(signal.SIGINT, previous))
-
-
-def _ignore(_value: object) -> None:
-    return None
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
