@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import sys
+import time
 
 import pytest
 import torch
@@ -147,9 +148,25 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(weights, "_why_hub_is_unreachable", lambda: None)
     with pytest.raises(WeightsError, match="no route to host") as error:
         read_checkpoint("owner/name")
     assert "owner/name" in one_line(error)
+
+
+def test_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    started = time.monotonic()
+    with pytest.raises(WeightsError, match="cannot reach the Hugging Face hub") as error:
+        read_checkpoint("owner/name")
+    assert "--weights" in one_line(error)
+    assert time.monotonic() - started < 15
 
 
 def test_hub_tries_the_usual_names(monkeypatch, tensors, tmp_path):
@@ -159,13 +176,14 @@ def test_hub_tries_the_usual_names(monkeypatch, tensors, tmp_path):
     torch.save(tensors, tmp_path / "model.pt")
     asked = []
 
-    def download(repo, name, repo_type):
+    def download(repo, name, repo_type, local_files_only):
         asked.append((repo, name, repo_type))
         if name != "model.pt":
             raise EntryNotFoundError("404: no such entry")
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(weights, "_why_hub_is_unreachable", lambda: None)
     assert read_checkpoint("owner/name").tensors.keys() == tensors.keys()
     kind = "model"
     assert asked == [("owner/name", n, kind) for n in ("model.safetensors", "model.pt")]
@@ -180,7 +198,7 @@ def test_config_comes_with_safetensors_from_the_hub(has_config, monkeypatch, ten
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
 
-    def download(repo, name, repo_type):
+    def download(repo, name, repo_type, local_files_only):
         if name == "model.safetensors":
             save_file(tensors, tmp_path / name)
         elif name == "config.json" and has_config:
@@ -190,6 +208,7 @@ def test_config_comes_with_safetensors_from_the_hub(has_config, monkeypatch, ten
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(weights, "_why_hub_is_unreachable", lambda: None)
     read = read_checkpoint("owner/name")
     assert read.args == ({"img_size": [224, 224]} if has_config else {})
 
