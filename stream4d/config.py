@@ -76,11 +76,15 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 class ReaderConfig(_Checked):
     """Which frames are read, and how they are prepared."""
 
-    resolution: int = _setting(384, "long side of the processed frames at most, pixels", low=64, high=4096)
+    resolution: int = _setting(
+        384, "long side of the processed frames at most, pixels", low=64, high=4096
+    )
     start: float = _setting(0.0, "skip this many seconds", low=0)
     end: float | None = _setting(None, "stop at this many seconds", low=0)
     stride: int = _setting(1, "take every n-th frame", low=1)
-    fps: float | None = _setting(None, "take frames at about this rate (wins over stride)", low=0.01)
+    fps: float | None = _setting(
+        None, "take frames at about this rate (wins over stride)", low=0.01
+    )
     max_frames: int | None = _setting(None, "stop after this many frames", low=1)
     backend: Literal["auto", "pyav", "decord"] = _setting("auto", "decoder for video files")
     intrinsics: tuple[float, ...] | None = _setting(
