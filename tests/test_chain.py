@@ -11,7 +11,7 @@ import pytest
 from stream4d.config import ChainConfig
 from stream4d.geometry import transforms
 from stream4d.models.registry import create_model
-from stream4d.packets import Array, PosedFrame, Window
+from stream4d.packets import Array, Frame, PosedFrame, Window
 from stream4d.pose.chain import PoseChain
 from tests.naive import umeyama
 from tests.oracle import OracleModel
@@ -179,6 +179,23 @@ def test_very_short_videos_leave_whole(n: int) -> None:
     scene = Scene("walk")
     frames, _ = run(scene, create_model("classical"), n)
     assert len(frames) == n
+
+
+@pytest.mark.parametrize("size", [(288, 384), (16, 16)])
+def test_a_black_video_is_not_called_tracked(size: tuple[int, int]) -> None:
+    info = dataclasses.replace(Scene().info(6), height=size[0], width=size[1])
+    black = np.zeros((*size, 3), np.uint8)
+    shots = [Frame(index=i, timestamp_ns=i, rgb=black) for i in range(6)]
+    chain = PoseChain(ChainConfig(), info)
+    out: list[PosedFrame] = []
+    with create_model("classical").session(info) as session:
+        for i in range(1, 6):
+            window = Window(index=i - 1, frames=(shots[i - 1], shots[i]), overlap=int(i > 1))
+            out += chain.extend(window, session.step(window))
+    out += chain.finish()
+    assert len(out) == 6
+    assert not any(frame.is_tracked for frame in out)
+    assert all(np.isfinite(frame.world_from_cam).all() for frame in out)
 
 
 def test_focal_is_found_where_none_is_given() -> None:

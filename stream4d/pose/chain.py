@@ -47,6 +47,8 @@ MIN_FOUND = 15
 """Patches that must be found again, and agree, for a lost camera to be found."""
 MAX_LEFT = 2000
 """Frames that have left and can still be revised: a camera that stands still must not fill the memory."""
+MIN_SEEN = 8
+"""Patches below which a frame that nothing was fitted to counts as not tracked."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
 _SCALARS = ("_started", "_focal_known", "_focal_info", "_segment", "_lost", "_tracked_before")
@@ -229,7 +231,8 @@ class PoseChain:
         record.uv[rows], record.var[:] = uv, np.inf
         record.var[rows] = patches.ALIGN_FLOOR_VAR
         record.info[rows] = patches.isotropic(record.var[rows])
-        record.set_pose(pose, self._map, tracked=True)
+        # A view with nothing to hold on to (black, blank, too small) says nothing of its pose.
+        record.set_pose(pose, self._map, tracked=len(uv) >= MIN_SEEN)
         record.keyframe = True
 
     def _try_start(self, record: Record) -> None:
@@ -252,7 +255,7 @@ class PoseChain:
         )
         pose = rotation @ np.vstack([anchor, [0, 0, 0, 1]])
         pose[:, 3] = -pose[:, :3] @ (-anchor[:, :3].T @ anchor[:, 3])
-        record.set_pose(pose, local_map, tracked=len(rows) >= 8)
+        record.set_pose(pose, local_map, tracked=len(rows) >= MIN_SEEN)
         if len(rows) < 0.4 * total or len(rows) < start.MIN_TRACKS:
             self._anchor(record, pose)
             return
