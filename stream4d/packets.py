@@ -253,7 +253,7 @@ class PosedFrame(_ShapeRepr):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PoseRevision(_ShapeRepr):
-    """Better poses for frames that were already written (loop closure, refinement)."""
+    """Better poses for frames that were already written."""
 
     indices: Array
     """(N,) int64 frame indices, increasing."""
