@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,8 +27,6 @@ from stream4d.store.writer import StoreWriter
 
 if TYPE_CHECKING:
     from stream4d.viz.rerun_sink import RerunSink
-
-logger = logging.getLogger(__name__)
 
 
 class Reconstruction:
