@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from stream4d.geometry import _kernels, align, transforms
 from stream4d.packets import Array
 from tests import naive
+from tests.interpreted import run_without_compilation
 
 T_TRUE = transforms.sim3_exp(np.array([0.4, -1.0, 2.0, 0.5, -0.7, 0.3, 0.6]))
 
@@ -132,26 +129,4 @@ def test_without_reweighting_it_is_umeyama() -> None:
 
 
 def test_kernels_run_without_compilation() -> None:
-    """The same tests in plain Python: what the compiler hides (bounds, types) shows here."""
-    if os.environ.get("NUMBA_DISABLE_JIT"):
-        pytest.skip("this is the inner run")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "twins",
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+    run_without_compilation(__file__, "twins")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -14,6 +10,7 @@ from stream4d.geometry import transforms
 from stream4d.packets import Array
 from stream4d.pose import _kernels, refine
 from tests import naive
+from tests.interpreted import run_without_compilation
 from tests.synthetic import Scene
 
 CAM = np.array([210.0, 205.0, 120.0, 90.0])
@@ -233,27 +230,5 @@ def test_dense_filter_finds_depth_and_flags_only_what_moves() -> None:
 
 
 def test_kernels_run_without_compilation() -> None:
-    """Again in plain Python: what the compiler hides (bounds, types) shows here."""
-    if os.environ.get("NUMBA_DISABLE_JIT"):
-        pytest.skip("this is the inner run")
     chosen = "pose_equations or refused or schur or (system and (single or masked)) or depths_are"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        chosen,
-    ]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+    run_without_compilation(__file__, chosen)
