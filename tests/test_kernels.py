@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from stream4d.geometry import flow as geometry_flow
 from stream4d.geometry import transforms
 from stream4d.packets import Array
-from stream4d.pose import _kernels, refine
+from stream4d.pose import (
+    _kernels_align,
+    _kernels_bundle,
+    _kernels_dense,
+    _kernels_parts,
+    _kernels_pose,
+    refine,
+)
 from tests import naive
 from tests.interpreted import run_without_compilation
 from tests.synthetic import Scene
@@ -57,7 +66,7 @@ class Bundle:
     def system(self, column: Array, D: int) -> tuple[Array, ...]:
         n = len(self.rho)
         out = np.zeros((D, D)), np.zeros(D), np.zeros((n, D)), np.zeros(n), np.zeros(n)
-        _kernels.bundle_system(
+        _kernels_bundle.bundle_system(
             CAM, self.rays, self.host, self.poses, column, self.rho, self.patch, self.frame, self.uv, self.info,
             1e12, self.prior, self.prior_info, *out,
         )  # fmt: skip
@@ -106,7 +115,7 @@ def test_schur_solves_the_whole_system() -> None:
     D = 19
     H, b, E, C, gr = bundle.system(np.array([-1, 0, 6, 12]), D)
     S, s = np.zeros((D, D)), np.zeros(D)
-    _kernels.schur(H, b, E, C, gr, 0.0, S, s)
+    _kernels_bundle.schur(H, b, E, C, gr, 0.0, S, s)
     whole = np.block([[H + 1e-9 * np.eye(D), E.T], [E, np.diag(C)]])
     expected = np.linalg.solve(whole, np.concatenate([b, gr]))
     np.testing.assert_allclose(np.linalg.solve(S, s), expected[:D], rtol=1e-6, atol=1e-9)
@@ -146,7 +155,7 @@ def test_pose_equations_equal_differences_with_uncertain_depth() -> None:
 
     uv = pixels(np.zeros(6), rho) + rng.normal(size=(n, 2))
     A, g, errors = np.zeros((6, 6)), np.zeros(6), np.zeros(n)
-    _kernels.pose_normal_equations(
+    _kernels_pose.pose_normal_equations(
         CAM, dirs, centres, rho, rho_var, uv, info, pose, 1e12, A, g, errors
     )
     J = naive.differences(lambda x: pixels(x, rho), 6)
@@ -168,7 +177,7 @@ def test_depths_are_found_with_poses_held() -> None:
     bundle = Bundle(noise=0.0)
     truth = bundle.rho.copy()
     rho, info = truth * 1.3, np.zeros(len(truth))
-    _kernels.refine_depths(
+    _kernels_bundle.refine_depths(
         CAM, bundle.rays, bundle.host, bundle.poses, bundle.patch, bundle.frame, bundle.uv, bundle.info,
         rho, info, rho.copy(), np.full(len(truth), 1e-9),
     )  # fmt: skip
@@ -187,19 +196,21 @@ def test_patches_align_below_a_tenth_of_a_pixel_in_any_light(
         return 120 + 40 * np.sin(u / 3.1) * np.cos(v / 2.7) + 30 * np.sin((u + v) / 5.3)
 
     image = (light[0] * scene(x - shift[0], y - shift[1]) + light[1]).astype(np.uint8)
-    template, tensor = np.empty((_kernels.SIDE + 2,) * 2), np.zeros(3)
-    assert _kernels.sample_template(scene(x, y).astype(np.uint8), 30.0, 30.0, np.eye(2), template)
-    u, v, correlation, _ = _kernels.align_patch(template, image, 30.0, 30.0, 20, tensor)
+    template, tensor = np.empty((_kernels_align.SIDE + 2,) * 2), np.zeros(3)
+    assert _kernels_align.sample_template(
+        scene(x, y).astype(np.uint8), 30.0, 30.0, np.eye(2), template
+    )
+    u, v, correlation, _ = _kernels_align.align_patch(template, image, 30.0, 30.0, 20, tensor)
     assert (u, v) == pytest.approx((30 + shift[0], 30 + shift[1]), abs=0.1)
     assert correlation > 0.98
 
 
 def test_flat_patches_and_borders_are_refused() -> None:
     flat = np.full((40, 40), 100, np.uint8)
-    template, tensor = np.empty((_kernels.SIDE + 2,) * 2), np.zeros(3)
-    assert not _kernels.sample_template(flat, 2.0, 20.0, np.eye(2), template)
-    assert _kernels.sample_template(flat, 20.0, 20.0, np.eye(2), template)
-    assert _kernels.align_patch(template, flat, 20.0, 20.0, 5, tensor)[2] == -1
+    template, tensor = np.empty((_kernels_align.SIDE + 2,) * 2), np.zeros(3)
+    assert not _kernels_align.sample_template(flat, 2.0, 20.0, np.eye(2), template)
+    assert _kernels_align.sample_template(flat, 20.0, 20.0, np.eye(2), template)
+    assert _kernels_align.align_patch(template, flat, 20.0, 20.0, 5, tensor)[2] == -1
 
 
 def test_dense_filter_finds_depth_and_flags_only_what_moves() -> None:
@@ -215,7 +226,7 @@ def test_dense_filter_finds_depth_and_flags_only_what_moves() -> None:
         sigma = np.full((H, W), 0.05, np.float32)
         evidence, source = np.zeros((H, W), np.float32), np.zeros((H, W, 2), np.float32)
         out, out_info = np.empty((H, W)), np.empty((H, W))
-        _kernels.dense_step(
+        _kernels_dense.dense_step(
             cam, here[:3, :3].copy(), here[:3, 3].copy(), flow, back, sigma, rho, info, guess,
             np.array([0.01, 0.97, 0.5, 4.0]), out, out_info, evidence, source,
         )  # fmt: skip
@@ -232,3 +243,14 @@ def test_dense_filter_finds_depth_and_flags_only_what_moves() -> None:
 def test_kernels_run_without_compilation() -> None:
     chosen = "pose_equations or refused or schur or (system and (single or masked)) or depths_are"
     run_without_compilation(__file__, chosen)
+
+
+def test_no_kernel_was_compiled_before_what_it_shares() -> None:
+    """Numba's cache does not notice edits of a file that a kernel imports."""
+    shared = Path(_kernels_parts.__file__)
+    old = [
+        path.name
+        for path in shared.parent.glob("__pycache__/_kernels_*.nbi")
+        if path.stat().st_mtime < shared.stat().st_mtime
+    ]
+    assert not old, f"delete {shared.parent / '__pycache__'}: compiled before {shared.name} changed"

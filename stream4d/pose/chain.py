@@ -445,10 +445,10 @@ class PoseChain:
         how = np.concatenate([local_map.info[:, young], np.stack([r.info[young] for r in since])])
         seen[F:][:, local_map.host[young] < 0] = np.inf
         patch, frame = np.nonzero(np.isfinite(seen).T)
-        from stream4d.pose import _kernels
+        from stream4d.pose import _kernels_bundle
 
         rho, info = local_map.rho[young], local_map.rho_info[young]
-        _kernels.refine_depths(
+        _kernels_bundle.refine_depths(
             local_map.cam, local_map.rays[young], local_map.host[young], poses, patch, frame,
             where[frame, patch], how[frame, patch], rho, info, local_map.prior[young], local_map.prior_info[young],
         )  # fmt: skip

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels, track
+from stream4d.pose import _kernels_dense, track
 from stream4d.pose.map import LocalMap
 
 PIXEL_FLOOR = 0.25**2
@@ -85,7 +85,7 @@ def step(
     # before the first baseline, what looks like parallax must not look like motion
     floor = PIXEL_FLOOR if has_scale else 16 * PIXEL_FLOOR
     settings = np.array([floor, FORGET, GUESS_SIGMA, MOVER_PX])
-    _kernels.dense_step(
+    _kernels_dense.dense_step(
         cam, np.ascontiguousarray(here_from_before[:, :3]), np.ascontiguousarray(here_from_before[:, 3]),
         maps.flow, maps.flow_backward, sigma, before.rho, before.info, guess, settings, rho, info, evidence, source,
     )  # fmt: skip

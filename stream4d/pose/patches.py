@@ -7,7 +7,7 @@ import numpy as np
 
 from stream4d.geometry.flow import sample
 from stream4d.packets import Array
-from stream4d.pose import _kernels
+from stream4d.pose import _kernels_align
 from stream4d.pose.map import LEVELS, LocalMap
 
 MIN_CORRELATION = 0.75
@@ -46,7 +46,7 @@ def choose(
     """Pick up to ``n`` textured pixels, spread over the image (best of each cell first), sub-pixel exact."""
     H, W = grey.shape
     mask = np.zeros((H, W), np.uint8)
-    margin = _kernels.HALF + 3
+    margin = _kernels_align.HALF + 3
     mask[margin : H - margin, margin : W - margin] = 255
     if allowed is not None:
         mask[~allowed] = 0
@@ -113,7 +113,7 @@ def align(
     todo = np.flatnonzero(np.isfinite(var) & (local_map.host >= 0))
     found_uv = np.ascontiguousarray(uv, np.float64).copy()
     quality = np.full((len(uv), 5), -1.0)
-    _kernels.align_patches(
+    _kernels_align.align_patches(
         local_map.images, target, todo, local_map.cam, local_map.uv0, local_map.rays,
         local_map.rho, local_map.host, local_map.poses, np.ascontiguousarray(pose), found_uv, quality,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def _alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N
     a, b, c = tensor.T
     smaller = 0.5 * (a + c - np.sqrt((a - c) ** 2 + 4 * b * b))
     bias = np.minimum(
-        smaller, GRADIENT_NOISE * _kernels.SIDE**2
+        smaller, GRADIENT_NOISE * _kernels_align.SIDE**2
     )  # noise alone makes the tensor this large
     a, b, c = (a - bias) / per_pixel, b / per_pixel, (c - bias) / per_pixel
     # T (1 + floor T)^-1 for the symmetric T = [[a, b], [b, c]]

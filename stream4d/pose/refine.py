@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels
+from stream4d.pose import _kernels_bundle
+from stream4d.pose._kernels_parts import move_pose
 from stream4d.pose.map import LocalMap
 
 
@@ -85,7 +86,7 @@ def adjust(
 
     def cost_of(scale_sq: float) -> float:
         value = float(
-            _kernels.bundle_cost(
+            _kernels_bundle.bundle_cost(
                 cam,
                 rays,
                 host,
@@ -105,7 +106,7 @@ def adjust(
     for scale_sq in scales:
         cost = cost_of(scale_sq)
         for _ in range(iterations):
-            _kernels.bundle_system(
+            _kernels_bundle.bundle_system(
                 cam, rays, host, poses, column, rho, obs.patch, obs.frame, obs.uv, obs.info,
                 scale_sq, prior, prior_info, H, b, E, C, gr,
             )  # fmt: skip
@@ -117,7 +118,7 @@ def adjust(
                 b[-1] += focal_info * (total_focal - focal_offset)
             accepted = False
             for _ in range(4):
-                _kernels.schur(H, b, E, C, gr, damping, S, s)
+                _kernels_bundle.schur(H, b, E, C, gr, damping, S, s)
                 step = -np.linalg.solve(S, s)
                 kept = poses.copy(), rho.copy(), cam.copy(), rays.copy(), total_focal
                 total_focal += _apply(step, free, poses, rho, cam, rays, E, C, gr, damping)
@@ -133,7 +134,7 @@ def adjust(
             gain, cost = cost - new_cost, new_cost
             if gain < 1e-4 * max(new_cost, 1e-9):
                 break
-    _kernels.schur(H, b, E, C, gr, 0.0, S, s)
+    _kernels_bundle.schur(H, b, E, C, gr, 0.0, S, s)
     covariance = _inverse(S)
     if rho_info is not None:
         rho_info[:] = C
@@ -152,7 +153,7 @@ def _apply(
 ) -> float:  # fmt: skip
     """Take a step of poses, back-substituted depths and focal; returns the change of log focal."""
     for i, f in enumerate(free):
-        _kernels.move_pose(poses[f], step[6 * i : 6 * i + 6])
+        move_pose(poses[f], step[6 * i : 6 * i + 6])
     change = -(gr + E @ step) / np.maximum(C * (1 + damping), 1e-12)
     limit = 0.5 * np.abs(rho) + 1e-3
     rho[:] = np.maximum(rho + np.where(C > 1e-12, np.clip(change, -limit, limit), 0.0), 1e-4)

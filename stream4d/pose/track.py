@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels
+from stream4d.pose import _kernels_pose
 from stream4d.pose.map import LocalMap
 
 INLIER_SQ = 9.0
@@ -68,7 +68,7 @@ def fit_rays(
     """Refine a pose over patches given as rays in the world."""
     pose, errors = np.ascontiguousarray(start, np.float64).copy(), np.full(len(rho), 1e6)
     prior = np.eye(6) * 1e-9 if prior is None else prior
-    information = _kernels.refine_pose(
+    information = _kernels_pose.refine_pose(
         cam, directions, centres, rho, rho_var, np.ascontiguousarray(uv),
         np.ascontiguousarray(info), pose, prior, schedule, errors,
     )  # fmt: skip

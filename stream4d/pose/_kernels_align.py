@@ -1,0 +1,163 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Numba kernels that find a patch again in another image (words as in ``_kernels_parts.py``)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from stream4d.pose._kernels_parts import bilinear, carry, relate
+
+HALF = 5
+"""Patches are (2 HALF + 1) pixels wide."""
+SIDE = 2 * HALF + 1
+
+
+@njit(cache=True, nogil=True)
+def sample_template(image, u, v, warp, out):
+    """Read a warped (SIDE + 2) square around (u, v) into ``out``; False where it leaves the image."""
+    H, W = image.shape
+    for i in range(SIDE + 2):
+        for j in range(SIDE + 2):
+            dx, dy = j - HALF - 1.0, i - HALF - 1.0
+            x = u + warp[0, 0] * dx + warp[0, 1] * dy
+            y = v + warp[1, 0] * dx + warp[1, 1] * dy
+            if not (x >= 0.0 and y >= 0.0 and x < W - 1.0 and y < H - 1.0):
+                return False
+            out[i, j] = bilinear(image, x, y)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def align_patch(template, image, u, v, iterations, tensor):
+    """Move (u, v) until ``image`` there looks like ``template`` (inverse compositional, gain and bias free).
+
+    Baker & Matthews, "Lucas–Kanade 20 years on", 2004. Returns u, v, correlation (−1: failed), the residual's
+    variance; ``tensor`` receives the sums (xx, xy, yy) of the template's gradient products.
+    """
+    H, W = image.shape
+    gx = np.empty((SIDE, SIDE))
+    gy = np.empty((SIDE, SIDE))
+    a = b = c = mx = my = mean_t = 0.0
+    n = SIDE * SIDE
+    for i in range(SIDE):
+        for j in range(SIDE):
+            gx[i, j] = 0.5 * (template[i + 1, j + 2] - template[i + 1, j])
+            gy[i, j] = 0.5 * (template[i + 2, j + 1] - template[i, j + 1])
+            mx += gx[i, j] / n
+            my += gy[i, j] / n
+            mean_t += template[i + 1, j + 1] / n
+    var_t = 0.0
+    for i in range(SIDE):
+        for j in range(SIDE):
+            # the free bias takes the mean of everything away
+            dx, dy = gx[i, j] - mx, gy[i, j] - my
+            a += dx * dx
+            b += dx * dy
+            c += dy * dy
+            var_t += (template[i + 1, j + 1] - mean_t) ** 2
+    det = a * c - b * b
+    tensor[0], tensor[1], tensor[2] = a, b, c
+    if det < 1e-6 * (a + c) ** 2 or a + c < 0.5 * n or var_t < n * 1.0:
+        return u, v, -1.0, 0.0
+    values = np.empty((SIDE, SIDE))
+    correlation, noise = -1.0, 0.0
+    for _ in range(iterations):
+        if not (u - HALF >= 0 and v - HALF >= 0 and u + HALF < W - 1 and v + HALF < H - 1):
+            return u, v, -1.0, 0.0
+        mean = 0.0
+        for i in range(SIDE):
+            for j in range(SIDE):
+                values[i, j] = bilinear(image, u + j - HALF, v + i - HALF)
+                mean += values[i, j] / n
+        var = cross = 0.0
+        for i in range(SIDE):
+            for j in range(SIDE):
+                var += (values[i, j] - mean) ** 2
+                cross += (values[i, j] - mean) * (template[i + 1, j + 1] - mean_t)
+        if var < 1e-6:
+            return u, v, -1.0, 0.0
+        correlation = cross / math.sqrt(var * var_t)
+        gain = math.sqrt(var_t / var)
+        bx = by = noise = 0.0
+        for i in range(SIDE):
+            for j in range(SIDE):
+                r = gain * (values[i, j] - mean) - (template[i + 1, j + 1] - mean_t)
+                bx += gx[i, j] * r
+                by += gy[i, j] * r
+                noise += r * r / n
+        du, dv = (c * bx - b * by) / det, (a * by - b * bx) / det
+        u -= du
+        v -= dv
+        if du * du + dv * dv < 1e-4:
+            break
+    return u, v, correlation, noise
+
+
+@njit(cache=True, nogil=True)
+def _warp_of(cam, ray, rho, R, t, out):
+    """Write the 2×2 that takes target pixel offsets to host offsets, for a patch facing its host. False: unusable."""
+    q = np.empty(3)
+    carry(R, t, ray, rho, q)
+    if q[2] < 1e-6:
+        return False
+    x, y, z = q[0] / q[2], q[1] / q[2], q[2]
+    a = cam[0] * (R[0, 0] - x * R[2, 0]) / (z * cam[0])
+    b = cam[0] * (R[0, 1] - x * R[2, 1]) / (z * cam[1])
+    c = cam[1] * (R[1, 0] - y * R[2, 0]) / (z * cam[0])
+    d = cam[1] * (R[1, 1] - y * R[2, 1]) / (z * cam[1])
+    det = a * d - b * c
+    if det < 0.1 or det > 10.0:  # more than about 3 times nearer or farther: looks different
+        return False
+    out[0, 0], out[0, 1], out[1, 0], out[1, 1] = d / det, -b / det, -c / det, a / det
+    return True
+
+
+@njit(cache=True, nogil=True)
+def align_patches(
+    hosts, target, todo, cam, uv0, rays, rho, host, host_from_world, pose, uv, quality
+):
+    """Refine ``uv`` (N, 2) of the patches in ``todo`` in the target image, coarse to fine, and grade them.
+
+    ``hosts`` and ``target`` are pyramids (tuples of levels). ``quality`` (N, 5) receives correlation (−1:
+    failed, ``uv`` is kept), the residual's variance and the template's structure tensor at the finest level.
+    """
+    template, tensor = np.empty((SIDE + 2, SIDE + 2)), np.empty(3)
+    warp, R, t = np.empty((2, 2)), np.empty((3, 3)), np.empty(3)
+    for n in todo:
+        quality[n, 0] = -1.0
+        h = host[n]
+        relate(pose, host_from_world[h], R, t)
+        if not _warp_of(cam, rays[n], rho[n], R, t, warp):
+            continue
+        # a target that sees the patch smaller is compared with the host at a coarser level
+        shrink = math.sqrt(abs(warp[0, 0] * warp[1, 1] - warp[0, 1] * warp[1, 0]))
+        u, v = uv[n, 0], uv[n, 1]
+        good = True
+        for level in range(1, -1, -1):
+            s = 1.0 / (1 << level)
+            extra = 1 if shrink > 1.6 else 0
+            sh = 1.0 / (1 << (level + extra))
+            hu, hv = (uv0[n, 0] + 0.5) * sh - 0.5, (uv0[n, 1] + 0.5) * sh - 0.5
+            ok = sample_template(hosts[level + extra][h], hu, hv, warp / (1 << extra), template)
+            if not ok:
+                good = (
+                    level == 1
+                )  # the coarse level may leave the image where the fine one does not
+                continue
+            x, y = (u + 0.5) * s - 0.5, (v + 0.5) * s - 0.5
+            x, y, corr, noise = align_patch(template, target[level], x, y, 10, tensor)
+            if corr < 0.6:
+                good = level == 1
+                continue
+            u, v = (x + 0.5) / s - 0.5, (y + 0.5) / s - 0.5
+            quality[n, 1] = noise
+            quality[n, 2:] = tensor
+            if level == 0:
+                quality[n, 0] = corr
+        if good and quality[n, 0] > 0:
+            uv[n, 0], uv[n, 1] = u, v
+        else:
+            quality[n, 0] = -1.0
