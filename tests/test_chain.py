@@ -13,16 +13,19 @@ from stream4d.geometry import transforms
 from stream4d.models.registry import create_model
 from stream4d.packets import Array, Frame, PosedFrame, Window
 from stream4d.pose.chain import PoseChain
+from stream4d.pose.correction import interpolated
+from stream4d.pose.keyframe_view import Correction, KeyframeListener, KeyframeView, NullListener
 from tests.naive import umeyama
 from tests.oracle import OracleModel
 from tests.synthetic import BIG_MOVERS, Ball, Scene
 
 
 def run(
-    scene: Scene, model: object, n: int, *, with_K: bool = True, config: ChainConfig | None = None
-) -> tuple[list[PosedFrame], Array]:
+    scene: Scene, model: object, n: int, *, with_K: bool = True, config: ChainConfig | None = None,
+    listener: KeyframeListener | None = None,
+) -> tuple[list[PosedFrame], Array]:  # fmt: skip
     """Run a model and the chain over n frames; returns frames and final poses (revisions applied)."""
-    chain = PoseChain(config or ChainConfig(), scene.info(n))
+    chain = PoseChain(config or ChainConfig(), scene.info(n), listener)
     frames: list[PosedFrame] = []
     poses: dict[int, Array] = {}
 
@@ -226,3 +229,52 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result() -> None:
         np.testing.assert_array_equal(a.world_from_cam, b.world_from_cam)
         np.testing.assert_array_equal(a.depth, b.depth)
         np.testing.assert_array_equal(a.motion_prob, b.motion_prob)
+
+
+class Bender(NullListener):
+    """Moves, turns and scales the whole world once, when frame 20 or later becomes a keyframe."""
+
+    S = transforms.similarity(1.7, transforms.so3_exp(np.array([0.3, -0.2, 0.1])), np.ones(3))
+
+    def __init__(self) -> None:
+        self.entered: list[KeyframeView] = []
+        self.left: list[int] = []
+        self.bent = False
+
+    def enters(self, keyframe: KeyframeView) -> Correction | None:
+        self.entered.append(keyframe)
+        if self.bent or keyframe.index < 20:
+            return None
+        self.bent = True
+        return {0: self.S, keyframe.index: self.S}
+
+    def leaves(self, keyframe: KeyframeView) -> None:
+        self.left.append(keyframe.index)
+
+
+def test_a_listener_sees_keyframes_and_bends_the_whole_path() -> None:
+    scene = Scene("walk")
+    model, bender = OracleModel(scene), Bender()
+    frames, plain = run(scene, model, 60)
+    after, bent = run(scene, model, 60, listener=bender)
+    assert bender.bent
+    assert [view.index for view in bender.entered] == bender.left
+    assert bender.left == [frame.index for frame in after if frame.is_keyframe]
+    scale = transforms.scale_of(bender.S)
+    expected = transforms.without_scale(bender.S @ plain)
+    # all that the chain does is the same in another world, but for the few priors that know its unit
+    np.testing.assert_allclose(bent, expected, atol=2e-3)
+    np.testing.assert_allclose(np.median(after[-1].depth / frames[-1].depth), scale, rtol=2e-3)
+    for view in bender.entered[10:]:
+        truth = scene.depth(view.index)[tuple(np.rint(view.uv[:, ::-1]).astype(int).T)]
+        sure = view.inverse_depth_info * view.inverse_depth**2 > 400
+        ratio = truth[sure] * view.inverse_depth[sure]
+        assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.05
+
+
+def test_corrections_are_interpolated_between_the_frames_that_are_listed() -> None:
+    far = Bender.S
+    half = interpolated({10: np.eye(4), 20: far}, 15)
+    np.testing.assert_allclose(half @ half, far, atol=1e-9)
+    np.testing.assert_array_equal(interpolated({10: np.eye(4), 20: far}, 3), np.eye(4))
+    np.testing.assert_array_equal(interpolated({10: np.eye(4), 20: far}, 99), far)

@@ -152,13 +152,13 @@ class LocalMap:
         self.K[1, 1] *= scale
         self.rays[:] = camera.rays(self.uv0, self.K)
 
-    def rescale(self, scale: float) -> None:
-        """Multiply all lengths."""
-        self.poses[:, :, 3] *= scale
-        self.rho /= scale
-        self.prior /= scale
-        self.rho_info *= scale**2
-        self.prior_info *= scale**2
+    def rescale_patches(self, slot: int, scale: float) -> None:
+        """Multiply the depths of the patches that a slot hosts."""
+        rows = self.rows(slot)
+        self.rho[rows] /= scale
+        self.prior[rows] /= scale
+        self.rho_info[rows] *= scale**2
+        self.prior_info[rows] *= scale**2
 
     def world_rays(self, rows: Array) -> tuple[Array, Array]:
         """Return directions and host centres in the world of patches, each (n, 3)."""

@@ -120,12 +120,12 @@ def align(
     allowed = 3 * np.sqrt(var) + 1.0
     moved = np.hypot(*(found_uv - uv).T)
     found = (quality[:, 0] > min_correlation) & (moved < allowed)
-    info = _alignment_info(quality[:, 1], quality[:, 2:])
+    info = alignment_info(quality[:, 1], quality[:, 2:])
     found_var = np.where(found, ALIGN_FLOOR_VAR, np.inf)
     return np.where(found[:, None], found_uv, uv), found_var, info, found
 
 
-def _alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N, 3)
+def alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N, 3)
     """Return (floor + noise * tensor⁻¹)⁻¹, the information of aligned positions."""
     per_pixel = NOISE_GAIN * np.maximum(noise, NOISE_FLOOR)
     a, b, c = tensor.T

@@ -8,6 +8,7 @@ import numpy as np
 
 from stream4d.geometry.transforms import project_to_so3
 from stream4d.packets import Array, Frame
+from stream4d.pose import patches
 from stream4d.pose.dense import Maps
 from stream4d.pose.map import LocalMap
 
@@ -89,6 +90,11 @@ class Record:
         self.reference = int(local_map.frame_index[slot])
         reference = np.vstack([local_map.poses[slot], [0, 0, 0, 1]])
         self.from_reference = np.vstack([self.pose, [0, 0, 0, 1]]) @ np.linalg.inv(reference)
+
+    def see_own(self, rows: Array, uv: Array) -> None:
+        """See patches where they were just chosen in this very frame."""
+        self.uv[rows], self.var[rows] = uv, patches.ALIGN_FLOOR_VAR
+        self.info[rows] = patches.isotropic(self.var[rows])
 
     def usable(self) -> Array | None:
         """Return where patches may be chosen: not on movers."""

@@ -52,3 +52,17 @@ def _plain(array: Array, like: Any) -> Any:
     if isinstance(like, float):
         return float(array)
     return np.array(array)
+
+
+def nested(prefix: str, state: State) -> State:
+    """Put ``prefix.`` before all names."""
+    return {f"{prefix}.{name}": array for name, array in state.items()}
+
+
+def part(prefix: str, state: State) -> State:
+    """Return the arrays whose names begin with ``prefix.``, without it."""
+    return {
+        name.removeprefix(f"{prefix}."): array
+        for name, array in state.items()
+        if name.startswith(f"{prefix}.")
+    }

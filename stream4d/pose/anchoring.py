@@ -1,0 +1,145 @@
+"""Before there is a map: an anchor frame, whose patches are followed until they show enough parallax to start."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream4d.packets import Array
+from stream4d.pose import mapping, measure, patches, relocalise, start, track
+from stream4d.pose.densify import densify
+from stream4d.pose.progress import Progress
+from stream4d.pose.record import Record
+
+START_PARALLAX = 0.015
+"""Median flow left after rotation, over the long side, at which a start is tried."""
+START_QUALITY = 6.0
+START_SHARE = (0.85, 0.5)
+"""Share of tracks that must agree with a start, at most and at least. Over a short baseline and few frames movers
+can pass for the scene; over a long one they cannot."""
+START_STILL_PX = 0.5
+START_EXPLAINED = 0.2
+"""Share of tracks that rotation alone may explain exactly at a start: a camera that stands still before movers
+shows a peak at zero, while a scene's depth leaves a range of parallax."""
+START_FRAMES = 6
+"""Frames after the anchor that a start is fitted to, and that become keyframes."""
+MIN_KEPT = 0.4
+"""Share of the anchor's patches below which a new anchor is due."""
+RECOGNISED = 0.1
+"""Share of the patches tracked before that must be recognised for the frame to count as seen."""
+MIN_SEEN = 8
+"""Patches below which a frame that nothing was fitted to counts as not tracked."""
+
+
+def anchor(progress: Progress, record: Record, pose: Array) -> None:
+    """Begin (again) from this frame: it becomes the only keyframe, its patches at infinity."""
+    local_map = progress.map
+    for slot in local_map.order:
+        if progress.started or progress.lost:
+            mapping.retire(progress, int(slot))
+        local_map.drop(int(slot))
+    progress.departed.settle()
+    for held in progress.records:
+        held.var[:] = np.inf
+    record.uv[:], record.var[:], record.info[:] = 0, np.inf, 0
+    record.set_pose(pose, local_map, tracked=True)
+    mapping.enter(progress, record, 0)
+    progress.entered.clear()  # there is nothing to recognise before the map has depth
+    uv = patches.choose(
+        record.pyramid[0], local_map.per_frame, avoid=np.zeros((0, 2)),
+        allowed=record.usable(), spacing=progress.size / 60,
+    )  # fmt: skip
+    rows = local_map.add_patches(0, uv, np.ones(len(uv)), np.full(len(uv), 1e-6))
+    record.see_own(rows, uv)
+    # A view with nothing to hold on to (black, blank, too small) says nothing of its pose.
+    record.set_pose(pose, local_map, tracked=len(uv) >= MIN_SEEN)
+
+
+def try_start(progress: Progress, record: Record) -> None:
+    """Follow the anchor's patches; start the map once they show enough parallax."""
+    local_map = progress.map
+    origin = local_map.poses[0]
+    last = progress.records[-1].pose
+    share = measure.refine_positions(progress, record, last)
+    if share < RECOGNISED and is_cut(progress, record):
+        begin_segment(progress, record, np.eye(3, 4))
+        return
+    rows = np.flatnonzero(np.isfinite(record.var))
+    total = int((local_map.host >= 0).sum())
+    rotation, residual = track.rotation_between(
+        local_map.cam, local_map.rays[rows], record.uv[rows], record.info[rows],
+        track.relative_pose(last, origin),
+    )  # fmt: skip
+    pose = rotation @ np.vstack([origin, [0, 0, 0, 1]])
+    pose[:, 3] = -pose[:, :3] @ (-origin[:, :3].T @ origin[:, 3])
+    record.set_pose(pose, local_map, tracked=len(rows) >= MIN_SEEN)
+    if len(rows) < MIN_KEPT * total or len(rows) < start.MIN_TRACKS:
+        anchor(progress, record, pose)
+        return
+    parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
+    explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
+    if parallax > START_PARALLAX * progress.size and explained < START_EXPLAINED:
+        _start(progress, record, parallax)
+
+
+def begin_segment(progress: Progress, record: Record, pose: Array) -> None:
+    """Begin a new segment from this frame: nothing of what was known holds any more."""
+    anchor(progress, record, pose)
+    progress.segment += 1
+    record.segment = progress.segment
+    progress.departed.forget()
+    progress.started, progress.lost = False, 0
+
+
+def is_cut(progress: Progress, record: Record) -> bool:
+    """Tell whether the image shows another scene: it has texture, and the frame before had too."""
+    before = progress.records[-1].pyramid[0]
+    return relocalise.is_textured(record.pyramid[0]) and relocalise.is_textured(before)
+
+
+def _start(progress: Progress, record: Record, parallax: float) -> None:
+    local_map = progress.map
+    first = int(local_map.frame_index[0])
+    held = [r for r in progress.records if r.index > first] + [record]
+    picks = np.unique(np.linspace(0, len(held) - 1, START_FRAMES).round().astype(int))
+    chosen = [held[i] for i in picks]
+    rows = np.flatnonzero(local_map.host == 0)
+    begun = start.start_map(
+        local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
+        np.stack([r.info[rows] for r in chosen]), size=progress.size, focal_known=progress.focal_known,
+    )  # fmt: skip
+    if begun is None or begun.quality < START_QUALITY:
+        return
+    if begun.share < _needed_share(len(held), parallax / progress.size):
+        return
+    _build_map(progress, begun, rows, chosen)
+    for r in held:
+        if not r.keyframe:
+            measure.fit(progress, r, r.pose, track.COLD)
+    mapping.fill(progress, record)
+    held = [r for r in progress.records if r.index >= first]
+    for before, r in zip([None, *held], held, strict=False):
+        densify(progress, r, before)
+
+
+def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list[Record]) -> None:
+    """Give the anchor's patches (``rows``) their depths, and make the frames of the start keyframes."""
+    local_map = progress.map
+    if not progress.focal_known:
+        local_map.set_focal(begun.focal / local_map.K[0, 0])
+        progress.focal_info = begun.focal_information
+    origin = np.vstack([local_map.poses[0], [0, 0, 0, 1]])
+    local_map.rho[rows], local_map.rho_info[rows] = begun.rho, begun.rho_info
+    local_map.prior[rows], local_map.prior_info[rows] = begun.rho, 1e-6
+    local_map.drop_patches(rows[~begun.inlier])
+    progress.entered.append(int(local_map.frame_index[0]))
+    for k, r in enumerate(chosen):
+        r.set_pose(begun.poses[k + 1] @ origin, local_map, tracked=True)
+        mapping.enter(progress, r, k + 1)
+    progress.started, progress.lost = True, 0
+    progress.velocity = np.eye(4)
+
+
+def _needed_share(frames: int, parallax: float) -> float:
+    """Return the share of tracks that must agree after so many frames with so much parallax (of the long side)."""
+    most, least = START_SHARE
+    return max(most - 0.0125 * frames - 5.0 * max(parallax - START_PARALLAX, 0.0), least)

@@ -1,0 +1,101 @@
+"""A correction of the whole path, as loop closure finds it: of the map, the frames in hand and those that left."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream4d.geometry import transforms
+from stream4d.packets import Array
+from stream4d.pose.keyframe_view import Correction, view_of
+from stream4d.pose.leaving import revision_of
+from stream4d.pose.progress import Progress
+from stream4d.pose.record import Record
+
+
+def show_keyframes(progress: Progress) -> None:
+    """Show the listener the keyframes that have entered, and do what it says."""
+    for index in progress.entered:
+        slot = progress.map.slot_of(index)
+        if slot < 0:
+            continue
+        answer = progress.listener.enters(view_of(progress.map, slot, progress.segment))
+        if answer is not None:
+            apply(progress, answer)
+    progress.entered.clear()
+
+
+def apply(progress: Progress, correction: Correction) -> None:
+    """Bend the path: ``correction`` holds frame index → Sim(3) new-world-from-old-world.
+
+    Frames between two that are listed get the interpolation of their corrections, frames outside the nearest one's.
+    Frames in hand follow their keyframe; frames that have left are told anew as a ``PoseRevision`` with the change of
+    their depth's scale. Frames of earlier segments stay.
+    """
+    if not correction:
+        return
+    _correct_departed(progress, correction)
+    by_frame = {
+        int(i): interpolated(correction, int(i)) for i in progress.map.frame_index if i >= 0
+    }
+    _correct_map(progress, by_frame)
+    for record in progress.records:
+        if record.segment == progress.segment:
+            _correct_record(
+                record, by_frame.get(record.reference, interpolated(correction, record.index))
+            )
+    newest = by_frame[int(progress.map.frame_index.max())]
+    progress.velocity[:3, 3] *= transforms.scale_of(newest)
+
+
+def interpolated(correction: Correction, index: int) -> Array:
+    """Return the (4, 4) Sim(3) of a frame from those of the listed frames around it."""
+    listed = np.array(sorted(correction))
+    after = int(np.searchsorted(listed, index))
+    if after == 0 or after == len(listed) or listed[after] == index:
+        return np.asarray(correction[int(listed[min(after, len(listed) - 1)])], np.float64)
+    a, b = int(listed[after - 1]), int(listed[after])
+    A, B = np.asarray(correction[a]), np.asarray(correction[b])
+    share = (index - a) / (b - a)
+    return transforms.sim3_exp(share * transforms.sim3_log(B @ transforms.invert(A))) @ A
+
+
+def corrected_pose(pose: Array, S: Array) -> Array:
+    """Return the camera-from-world (3, 4) of a camera whose world was moved by the similarity ``S``."""
+    scale, R, t = transforms.decompose(S)
+    turned = pose[:, :3] @ R.T
+    return np.hstack([turned, (scale * pose[:, 3] - turned @ t)[:, None]])
+
+
+def _correct_map(progress: Progress, by_frame: dict[int, Array]) -> None:
+    local_map = progress.map
+    for slot in local_map.order:
+        S = by_frame[int(local_map.frame_index[slot])]
+        scale, R, t = transforms.decompose(S)
+        local_map.poses[slot] = corrected_pose(local_map.poses[slot], S)
+        move = transforms.adjoint(transforms.rigid(R, t))
+        move[:, :3] *= scale
+        local_map.covariance[slot] = move @ local_map.covariance[slot] @ move.T
+        local_map.rescale_patches(slot, float(scale))
+
+
+def _correct_record(record: Record, S: Array) -> None:
+    scale = float(transforms.scale_of(S))
+    record.pose = corrected_pose(record.pose, S)
+    record.from_reference[:3, 3] *= scale
+    record.rho, record.rho_info = record.rho / scale, record.rho_info * scale**2
+    unit = np.diag([scale, scale, scale, 1.0, 1.0, 1.0])
+    record.information = np.linalg.inv(unit) @ record.information @ np.linalg.inv(unit)
+
+
+def _correct_departed(progress: Progress, correction: Correction) -> None:
+    departed = progress.departed
+    if not len(departed.index):
+        return
+    scales = np.ones(len(departed.index))
+    for k, (index, reference) in enumerate(zip(departed.index, departed.reference, strict=True)):
+        # frames that hang on a keyframe stay rigid with it
+        S = interpolated(correction, int(reference if reference >= 0 else index))
+        scales[k] = transforms.scale_of(S)
+        departed.pose[k] = corrected_pose(departed.pose[k], S)
+        departed.from_reference[k, :, 3] *= scales[k]
+    progress.revisions.append(revision_of(departed.index, departed.pose, scales))

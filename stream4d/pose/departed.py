@@ -1,0 +1,75 @@
+"""Frames that have left the chain, kept so that they can still be revised; bounded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream4d.packets import Array, State
+
+MAX_DEPARTED = 2**15
+"""Frames remembered (about 200 bytes each); of a longer video the oldest can no longer be revised."""
+NO_KEYFRAME = -1
+
+
+class Departed:
+    """Poses of frames that have left, in order of index."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._ids = np.zeros((64, 2), np.int64)
+        self._poses = np.zeros((64, 2, 3, 4))
+
+    @property
+    def index(self) -> Array:
+        """(n,) frame index."""
+        return self._ids[: self._count, 0]
+
+    @property
+    def reference(self) -> Array:
+        """(n,) index of the keyframe that the frame hangs on, ``NO_KEYFRAME`` where that one is done with."""
+        return self._ids[: self._count, 1]
+
+    @property
+    def from_reference(self) -> Array:
+        """(n, 3, 4) camera-from-reference."""
+        return self._poses[: self._count, 0]
+
+    @property
+    def pose(self) -> Array:
+        """(n, 3, 4) camera-from-world as last told."""
+        return self._poses[: self._count, 1]
+
+    def add(self, index: int, reference: int, from_reference: Array, pose: Array) -> None:
+        """Remember one more frame."""
+        if self._count == len(self._ids):
+            if self._count >= MAX_DEPARTED:  # forget the older half: each copy pays for many frames
+                self._count //= 2
+                self._ids[: self._count] = self._ids[-self._count :].copy()
+                self._poses[: self._count] = self._poses[-self._count :].copy()
+            else:
+                self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+                self._poses = np.concatenate([self._poses, np.zeros_like(self._poses)])
+        self._ids[self._count] = index, reference
+        self._poses[self._count] = from_reference, pose
+        self._count += 1
+
+    def settle(self, reference: int | None = None) -> None:
+        """Take the frames that hang on a keyframe (or on any) off it: its pose is final."""
+        on_it = slice(None) if reference is None else self.reference == reference
+        self.reference[on_it] = NO_KEYFRAME
+
+    def forget(self) -> None:
+        """Forget all frames: a new segment begins."""
+        self._count = 0
+
+    def state(self) -> State:
+        """Return what ``restore`` needs."""
+        return {"ids": self._ids[: self._count].copy(), "poses": self._poses[: self._count].copy()}
+
+    @classmethod
+    def restore(cls, state: State) -> Departed:
+        """Return the frames that gave ``state``."""
+        out = cls()
+        for ids, poses in zip(state["ids"], state["poses"], strict=True):
+            out.add(int(ids[0]), int(ids[1]), poses[0], poses[1])
+        return out

@@ -1,0 +1,82 @@
+"""How frames leave: with a pose fitted once more to the adjusted map, and later revisions of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream4d.packets import Array, PosedFrame, PoseRevision
+from stream4d.pose import dense, track, uncertainty
+from stream4d.pose.departed import NO_KEYFRAME
+from stream4d.pose.progress import Progress
+from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
+
+MIN_REFITTED = 12
+"""Patches below which a leaving frame keeps the pose it had."""
+
+
+def finalise(progress: Progress, record: Record, following: Record | None) -> PosedFrame:
+    """Return the frame as it leaves; ``following`` is the frame after it, where there is one."""
+    local_map = progress.map
+    pose = _last_fit(progress, record)
+    state = dense.DenseState(record.rho, record.rho_info, record.logit)
+    guess = dense.spread_patches(local_map, pose)
+    maps = dense.depth_and_confidence(state, guess, record.rgb, has_scale=progress.started)
+    slot = local_map.slot_of(record.reference)
+    hanging = track.relative_pose(pose, local_map.poses[slot] if slot >= 0 else np.eye(3, 4))
+    progress.departed.add(
+        record.index, record.reference if slot >= 0 else NO_KEYFRAME, hanging, pose
+    )
+    return PosedFrame(
+        index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
+        K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose),
+        pose_covariance=_covariance(progress, record, pose),
+        depth=maps[0], confidence=maps[1], motion_prob=dense.motion_prob(state),
+        flow=following.flow_here if following is not None else None,
+        flow_uncertainty=following.sigma_here if following is not None else None,
+        is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
+    )  # fmt: skip
+
+
+def _last_fit(progress: Progress, record: Record) -> Array:
+    """Return the pose fitted once more: the map was adjusted since the frame was placed."""
+    pose = relative(record, progress.map)
+    if not progress.started or record.keyframe or not record.is_tracked:
+        return pose
+    rows = np.flatnonzero(np.isfinite(record.var) & (progress.map.host >= 0))
+    if len(rows) < MIN_REFITTED:
+        return pose
+    return track.fit_pose(
+        progress.map, rows, record.uv[rows], record.info[rows], pose, schedule=track.WARM
+    ).pose
+
+
+def _covariance(progress: Progress, record: Record, pose: Array) -> Array:
+    """Return the honest covariance of a pose: its own fit, its keyframe's drift, inflated as measured."""
+    local_map = progress.map
+    if not record.is_tracked:
+        return FLOATING
+    slot = local_map.slot_of(record.reference)
+    drift = local_map.covariance[slot] if slot >= 0 else np.zeros((6, 6))
+    return uncertainty.of_pose(record.information, pose, drift, started=progress.started)
+
+
+def revise(progress: Progress, slot: int) -> None:
+    """Tell the final poses of frames that left before their keyframe was done with."""
+    local_map, departed = progress.map, progress.departed
+    index = int(local_map.frame_index[slot])
+    mine = np.flatnonzero(departed.reference == index)
+    if not len(mine):
+        return
+    reference = np.vstack([local_map.poses[slot], [0, 0, 0, 1]])
+    departed.pose[mine] = departed.from_reference[mine] @ reference
+    departed.settle(index)
+    progress.revisions.append(revision_of(departed.index[mine], departed.pose[mine]))
+
+
+def revision_of(indices: Array, poses: Array, scale: Array | None = None) -> PoseRevision:
+    """Return the revision that tells camera-from-world poses (n, 3, 4) of frames that have left."""
+    return PoseRevision(
+        indices=indices.copy(),
+        world_from_cam=np.stack([to_world_from_cam(pose) for pose in poses]),
+        scale=np.ones(len(indices)) if scale is None else scale,
+    )

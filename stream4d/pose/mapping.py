@@ -1,0 +1,135 @@
+"""How the map grows: keyframes made and retired, patches added, depths sharpened, the window adjusted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stream4d.packets import Array
+from stream4d.pose import _kernels_bundle, keyframes, patches, refine, uncertainty
+from stream4d.pose.keyframe_view import view_of
+from stream4d.pose.leaving import revise
+from stream4d.pose.progress import Progress
+from stream4d.pose.record import Record
+
+MAX_MISSES = 3
+"""Frames more in which a patch was an outlier than in which it fitted, beyond which it goes."""
+
+
+def mature(progress: Progress, record: Record) -> None:
+    """Sharpen the depths of the newest keyframe's patches from all that has been seen of them, poses held."""
+    local_map = progress.map
+    newest = local_map.newest
+    since = [r for r in progress.records if r.index > local_map.frame_index[newest]] + [record]
+    young = np.flatnonzero(local_map.host == newest)
+    F = local_map.slots
+    poses = np.concatenate([local_map.poses, np.stack([r.pose for r in since])])
+    seen = np.concatenate([local_map.var[:, young], np.stack([r.var[young] for r in since])])
+    where = np.concatenate([local_map.uv[:, young], np.stack([r.uv[young] for r in since])])
+    how = np.concatenate([local_map.info[:, young], np.stack([r.info[young] for r in since])])
+    seen[F:][:, local_map.host[young] < 0] = np.inf
+    patch, frame = np.nonzero(np.isfinite(seen).T)
+    rho, info = local_map.rho[young], local_map.rho_info[young]
+    _kernels_bundle.refine_depths(
+        local_map.cam, local_map.rays[young], local_map.host[young], poses, patch, frame,
+        where[frame, patch], how[frame, patch], rho, info, local_map.prior[young], local_map.prior_info[young],
+    )  # fmt: skip
+    local_map.rho[young], local_map.rho_info[young] = rho, info
+
+
+def enter(progress: Progress, record: Record, slot: int) -> None:
+    """Put a frame into a free slot of the map as a keyframe."""
+    record.keyframe = True
+    progress.map.add_keyframe(
+        slot, record.index, record.pose, record.pyramid, record.uv, record.var, record.info
+    )
+    progress.entered.append(record.index)
+
+
+def make_keyframe(progress: Progress, record: Record) -> None:
+    """Make the frame a keyframe, give it patches of its own, and adjust the window."""
+    local_map = progress.map
+    slot = _free_slot(progress)
+    enter(progress, record, slot)
+    local_map.drop_patches(local_map.misses > MAX_MISSES)
+    record.var[local_map.host < 0] = np.inf
+    fill(progress, record)
+    adjust(progress)
+    record.set_pose(local_map.poses[slot], local_map, tracked=True)
+
+
+def retire(progress: Progress, slot: int) -> None:
+    """Drop a keyframe for good: frames that hang on it get their final poses, the listener sees it once more."""
+    revise(progress, slot)
+    progress.listener.leaves(view_of(progress.map, slot, progress.segment))
+    progress.map.drop(slot)
+
+
+def settle_all(progress: Progress) -> None:
+    """At the end: give the frames that still hang on a keyframe their final poses, show the listener the last ones."""
+    if progress.started:
+        for slot in progress.map.order:
+            revise(progress, int(slot))
+            progress.listener.leaves(view_of(progress.map, int(slot), progress.segment))
+
+
+def _free_slot(progress: Progress) -> int:
+    local_map = progress.map
+    free = np.flatnonzero(local_map.frame_index < 0)
+    if len(free):
+        return int(free[0])
+    oldest = int(local_map.order[0])
+    retire(progress, oldest)
+    for r in progress.records:
+        r.var[local_map.rows(oldest)] = np.inf
+    return oldest
+
+
+def fill(progress: Progress, record: Record) -> None:
+    """Host new patches in the newest keyframe where the image has none, at their neighbours' depth."""
+    local_map = progress.map
+    slot = local_map.slot_of(record.index)
+    seen = np.flatnonzero(np.isfinite(record.var))
+    uv = patches.choose(
+        record.pyramid[0], progress.config.patches, avoid=record.uv[seen],
+        allowed=record.usable(), spacing=progress.size / 40,
+    )  # fmt: skip
+    rho, info = keyframes.inherit_depth(local_map, record, seen, uv)
+    rows = local_map.add_patches(slot, uv, rho, info)
+    record.see_own(rows, uv[: len(rows)])
+
+
+def adjust(progress: Progress) -> None:
+    """Adjust the newest keyframes, the depths of their patches and, where it is not given, the focal length."""
+    local_map, config = progress.map, progress.config
+    order = local_map.order
+    free = order[-config.keyframes :]
+    if len(free) == len(order):
+        free = free[1:]
+    obs = refine.map_observations(local_map)
+    rows = np.unique(obs.patch)
+    compacted = refine.Observations(refine.compact(rows, obs.patch), obs.frame, obs.uv, obs.info)
+    cam, rays = local_map.cam, local_map.rays[rows]
+    rho, info = local_map.rho[rows], np.zeros(len(rows))
+    focal_info = np.inf
+    if not progress.focal_known and config.refine_focal:
+        focal_info = max(progress.focal_info, 1.0)
+    result = refine.adjust(
+        cam, rays, local_map.host[rows], local_map.poses, free, rho, local_map.prior[rows],
+        local_map.prior_info[rows], compacted, iterations=5, focal_info=focal_info, rho_info=info,
+    )  # fmt: skip
+    if np.isfinite(focal_info):
+        local_map.set_focal(result.focal_scale)
+        # window after window sees the same scene: its information is counted once, not summed
+        progress.focal_info = max(progress.focal_info, 0.5 * result.focal_information)
+    local_map.rho[rows], local_map.rho_info[rows] = rho, info
+    _spread_covariance(progress, order, free, result.covariance)
+
+
+def _spread_covariance(progress: Progress, order: Array, free: Array, covariance: Array) -> None:
+    """The window is measured against its oldest keyframe, whose own uncertainty it inherits."""
+    local_map = progress.map
+    inherited = local_map.covariance[order[0]]
+    for i, slot in enumerate(free):
+        block = covariance[6 * i : 6 * i + 6, 6 * i : 6 * i + 6]
+        world = uncertainty.to_world(block, local_map.poses[slot])
+        local_map.covariance[slot] = inherited + world
