@@ -68,3 +68,58 @@ def differences(function, n: int, step: float = 1e-6) -> Array:  # type: ignore[
         e[i] = step
         columns.append((function(e) - function(-e)) / (2 * step))
     return np.stack(columns, axis=-1)
+
+
+def similarity_log(S: Array) -> Array:
+    """Return the (7,) logarithm (rho, phi, sigma) of a 4×4 similarity, by the series of the matrix logarithm.
+
+    Square roots bring the matrix near the identity, where the series converges.
+    """
+    M, times = S.copy(), 0
+    while np.abs(M - np.eye(4)).max() > 0.05:
+        root = np.eye(4)  # Newton's iteration of Denman and Beavers
+        inverse = np.eye(4)
+        root = M.copy()
+        for _ in range(30):
+            root, inverse = (root + np.linalg.inv(inverse)) / 2, (inverse + np.linalg.inv(root)) / 2
+        M, times = root, times + 1
+    X = M - np.eye(4)
+    log = sum((-1) ** (k + 1) * np.linalg.matrix_power(X, k) / k for k in range(1, 16)) * 2**times
+    phi = np.array([log[2, 1] - log[1, 2], log[0, 2] - log[2, 0], log[1, 0] - log[0, 1]]) / 2
+    return np.concatenate([log[:3, 3], phi, [np.trace(log) / 3]])
+
+
+def similarity_adjoint(S: Array) -> Array:
+    """Return the 7×7 with ``S exp(xi) S⁻¹ = exp(out xi)``, by differences."""
+    inverse = np.linalg.inv(S)
+    return differences(
+        lambda xi: transforms.sim3_log(S @ transforms.sim3_exp(xi) @ inverse), 7, 1e-5
+    )
+
+
+def assembled(D: Array, off: Array, nodes: Array) -> Array:
+    """Return the dense matrix of diagonal blocks (n, k, k) and off-diagonal blocks of pairs of nodes."""
+    n, k = D.shape[:2]
+    H = np.zeros((n, k, n, k))
+    H[np.arange(n), :, np.arange(n)] = D
+    for (a, b), block in zip(nodes, off, strict=True):
+        H[a, :, b] += block
+        H[b, :, a] += block.T
+    return H.reshape(n * k, n * k)
+
+
+def graph_system(poses: Array, edges, weight: Array, free: Array) -> tuple[Array, Array]:  # type: ignore[no-untyped-def]
+    """Return the Gauss–Newton system of the free nodes of a pose graph, Jacobian by differences."""
+    whitened = np.linalg.cholesky(np.linalg.inv(edges.covariance)).swapaxes(1, 2)
+    whitened = whitened * np.sqrt(weight)[:, None, None]
+    columns = np.cumsum(free) - 1
+
+    def residuals(x: Array) -> Array:
+        xi = np.where(free[:, None], x.reshape(-1, 7)[columns], 0.0)
+        moved_poses = poses @ transforms.sim3_exp(xi)
+        a, b = edges.nodes.T
+        error = np.linalg.inv(edges.measured) @ np.linalg.inv(moved_poses[a]) @ moved_poses[b]
+        return np.einsum("eij,ej->ei", whitened, transforms.sim3_log(error)).ravel()
+
+    J = differences(residuals, 7 * int(free.sum()), 1e-5)
+    return J.T @ J, J.T @ residuals(np.zeros(J.shape[1]))
