@@ -2,7 +2,9 @@
 
 The full set lies beside the checkout on the maintainers' machines; a reduced one (weights and final outputs) is in
 ``tests/data/golden``. Both have the same layout, so that a test does not care which one it reads: it must reproduce
-all outputs that the file holds.
+all outputs that the file holds. Each file has one test that calls `Golden.check`, which fails where a tensor is neither
+given to our code nor compared with what it makes; the same holds for the rows of tables (`Golden.check_rows`).
+``test_golden.py`` asserts that no file is without such a test.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -43,22 +46,41 @@ def find(kind: str, name: str) -> Path:
     return path
 
 
+class Tensors(Mapping[str, Tensor]):
+    """Named tensors that remember which of them were read."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.read: set[str] = set()
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.read.add(name)
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 class Golden:
-    """One golden file: ``weights``, ``inputs``, ``outputs`` and the sidecar."""
+    """One golden file: ``weights``, ``inputs``, ``outputs`` (or just ``tensors``) and the sidecar ``info``."""
 
     def __init__(self, kind: str, name: str) -> None:
         path = find(kind, name)
+        self.kind = kind
         self.name = name
         self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         path = path.with_suffix(".safetensors")
-        self.tensors: dict[str, Tensor] = load_file(path) if path.is_file() else {}
+        self.tensors = Tensors(load_file(path) if path.is_file() else {})
         self.weights = self._part("weight.")
         if "weights_from" in self.info:
             without = tuple(self.info["weights_without"])
             other = Golden(kind, self.info["weights_from"]).weights
             other = {k: v for k, v in other.items() if not k.startswith(without or "-")}
             self.weights = other | self.weights
-        self.inputs = self._part("input.")
+        self.inputs = Tensors(self._part("input."))
         self.outputs = self._part("output.")
 
     def _part(self, prefix: str) -> dict[str, Tensor]:
@@ -75,26 +97,94 @@ class Golden:
         fit(built, self.checkpoint(), key_map, family=self.name)
         return built.eval()
 
-    def check(self, got: Mapping[str, Tensor], *, skip: str | None = None) -> float:
-        """Compare every output of the file; return the largest error relative to its tensor's maximum."""
-        rtol = self.info["tolerance"]["suggested"]["rtol_of_tensor_max"]
-        loose = self.info.get("ill_conditioned_outputs", [])
-        wanted = {k: v for k, v in self.outputs.items() if skip is None or not re.search(skip, k)}
+    def check(
+        self,
+        got: Mapping[str, Tensor | np.ndarray | float],
+        *,
+        given: str | None = None,
+        rtol: float | None = None,
+        loose: Mapping[str, float] | None = None,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        """Compare every tensor of the file that is not an input, and print the largest error.
+
+        Args:
+            got: what our code makes, named as in the file.
+            given: pattern (full match) of the inputs of a file that does not mark them itself.
+            rtol: tolerance relative to each tensor's largest magnitude; by default the sidecar's, or 1e-5.
+            loose: pattern → tolerance of tensors that cannot be equal to rounding (the test says why).
+            left_out: name → why nothing of ours is compared with that tensor, or made from that input.
+        """
+        left_out = left_out or {}
+        suggested = self.info.get("tolerance", {}).get("suggested", {})
+        rtol = rtol or suggested.get("rtol_of_tensor_max", 1e-5)
+        ill = self.info.get("ill_conditioned_outputs", [])
+        limits = dict.fromkeys(ill, 100 * rtol) | dict(loose or {})
+        wanted, inputs = self._wanted_and_given(given)
+        wanted = {k: v for k, v in wanted.items() if k not in left_out}
+        missing, unread = (
+            sorted(wanted.keys() - got.keys()),
+            sorted(inputs.keys() - inputs.read - left_out.keys()),
+        )
         assert wanted, f"golden {self.name} holds no outputs"
-        missing = sorted(wanted.keys() - got.keys())
         assert not missing, f"golden {self.name}: not computed: {missing}"
-        worst, at = 0.0, ""
+        assert not unread, f"golden {self.name}: inputs that no computation read: {unread}"
+        errors: dict[str, tuple[float, float]] = {}
         for key, value in wanted.items():
-            assert got[key].shape == value.shape, (key, got[key].shape, value.shape)
-            error = relative_error(got[key], value)
-            if any(re.search(pattern, key) for pattern in loose):
-                assert error < 100 * rtol, f"{self.name} {key}: {error:.2e} (ill-conditioned)"
-                continue
-            assert error <= rtol, f"{self.name} {key}: relative error {error:.2e} > {rtol:.0e}"
-            if error > worst:
-                worst, at = error, key
-        print(f"golden {self.name}: {len(wanted)} tensors, worst {worst:.1e} of {rtol:.0e} at {at}")
-        return worst
+            made = torch.as_tensor(got[key])
+            assert made.shape == value.shape, (key, made.shape, value.shape)
+            error = relative_error(made, value)
+            limit = next((v for k, v in limits.items() if re.search(k, key)), rtol)
+            assert error <= limit, f"{self.name} {key}: relative error {error:.2e} > {limit:.0e}"
+            errors[key] = error, limit
+        _print_worst(self, errors, len(inputs), left_out)
+
+    def _wanted_and_given(self, given: str | None) -> tuple[dict[str, Tensor], Tensors]:
+        if self.outputs:
+            return self.outputs, self.inputs
+        is_given = {k: bool(given and re.fullmatch(given, k)) for k in self.tensors}
+        read = self.tensors.read.copy()
+        inputs = Tensors({k: v for k, v in self.tensors.items() if is_given[k]})
+        inputs.read = read & set(inputs)
+        return {k: v for k, v in self.tensors.items() if not is_given[k]}, inputs
+
+    def check_rows(
+        self,
+        table: str,
+        compute: Callable[..., tuple[object, object]],
+        *,
+        left_out: Callable[..., bool] | None = None,
+    ) -> None:
+        """Compare every row of a table in the sidecar.
+
+        Args:
+            compute: row → (what our code says, what the row says).
+            left_out: row → True where our code differs on purpose (the test says why).
+        """
+        rows: Sequence[Any] = self.info[table]
+        rows = list(rows.items()) if isinstance(rows, Mapping) else rows
+        compared = [row for row in rows if left_out is None or not left_out(*row)]
+        for row in compared:
+            got, wanted = compute(*row)
+            assert got == wanted, (self.name, row)
+        print(f"golden {self.kind}/{self.name} {table}: {len(compared)} of {len(rows)} rows equal")
+
+
+def _print_worst(
+    golden: Golden,
+    errors: Mapping[str, tuple[float, float]],
+    given: int,
+    left_out: Mapping[str, str],
+) -> None:
+    """Print how many tensors were compared, and for each tolerance the largest error and its place."""
+    parts = []
+    for limit in sorted({limit for _, limit in errors.values()}):
+        of_limit = {k: error for k, (error, own) in errors.items() if own == limit}
+        worst = max(of_limit, key=lambda k: of_limit[k])
+        parts.append(f"{len(of_limit)} within {limit:.0e} (worst {of_limit[worst]:.1e}, {worst})")
+    parts += [f"left out {name}: {why}" for name, why in left_out.items()]
+    compared = f"{len(errors)} of {len(errors) + len(left_out)} tensors compared, {given} given"
+    print(f"golden {golden.kind}/{golden.name}: {compared}; {'; '.join(parts)}")
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:

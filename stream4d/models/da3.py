@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stream4d.errors import ModelError
 from stream4d.geometry.transforms import invert, rigid
 from stream4d.models.base import ModelCard
 from stream4d.models.da3_net import (
@@ -27,6 +28,7 @@ from stream4d.models.da3_net import (
     Da3Output,
     MonoOutput,
     NestedNet,
+    ResizeRule,
 )
 from stream4d.models.da3_rays import camera_from_rays
 from stream4d.models.encoders import normalise_imagenet
@@ -109,29 +111,51 @@ def key_map(config: Da3Config) -> KeyMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TwoStepFit(Fit):
-    """Resize by OpenCV: to the long side first, then each side to its multiple of 14 (area down, cubic up)."""
+    """Resize by OpenCV (area down, cubic up) to one long or short side, then each side to its multiple of 14 or cut."""
 
     first: tuple[int, int]
     """(width, height) after the first step."""
 
     def image(self, rgb: Array) -> Array:  # (H, W, 3) uint8 -> (h, w, 3) uint8
-        """Resize one frame."""
+        """Resize and crop one frame."""
         for size in (self.first, self.resized):
             if rgb.shape[1::-1] != size:
                 grows = size[0] > rgb.shape[1] or size[1] > rgb.shape[0]
                 rgb = cv2.resize(
                     rgb, size, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_AREA
                 )
-        return rgb
+        x, y = int(self.left), int(self.top)
+        return rgb[y : y + self.size[1], x : x + self.size[0]]
 
 
-def fit_image(width: int, height: int, resolution: int = 504) -> TwoStepFit:
-    """Apply Depth Anything 3's rule: long side to 504, then each side to the nearest multiple of 14."""
-    factor = resolution / max(width, height)
+def fit_image(
+    width: int, height: int, resolution: int = 504, rule: ResizeRule = "upper_bound_resize"
+) -> TwoStepFit:
+    """Apply one of Depth Anything 3's rules.
+
+    Raises:
+        ModelError: no such rule, or the image is so narrow that a crop leaves nothing.
+    """
+    if rule not in get_args(ResizeRule):
+        raise ModelError(f"resize must be one of {', '.join(get_args(ResizeRule))}, got {rule!r}")
+    side = (max if rule.startswith("upper") else min)(width, height)
+    factor = resolution / side
     first = (max(1, round(width * factor)), max(1, round(height * factor)))
-    w, h = (nearest_multiple(side, 14) for side in first)
+    if rule.endswith("resize"):
+        w, h = resized = (nearest_multiple(first[0], 14), nearest_multiple(first[1], 14))
+    else:
+        resized, (w, h) = first, (first[0] // 14 * 14, first[1] // 14 * 14)
+    if min(w, h) < 14:
+        raise ModelError(
+            f"frames of {width}×{height} are too narrow to crop: take {rule[:11]}_resize"
+        )
     return TwoStepFit(
-        source=(width, height), first=first, resized=(w, h), left=0, top=0, size=(w, h)
+        source=(width, height),
+        first=first,
+        resized=resized,
+        left=(resized[0] - w) // 2,
+        top=(resized[1] - h) // 2,
+        size=(w, h),
     )
 
 
@@ -193,7 +217,9 @@ class Da3Model(ForeignModel):
         return key_map(config)
 
     def session(self, info: VideoInfo) -> Da3Session:
-        return Da3Session(self, info, fit_image(info.width, info.height, self.config.resolution))
+        config = self.config
+        fitted = fit_image(info.width, info.height, config.resolution, config.resize)
+        return Da3Session(self, info, fitted)
 
 
 class Da3Session(ForeignSession):

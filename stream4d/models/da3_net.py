@@ -17,6 +17,9 @@ from stream4d.models.blocks import Block, Mlp, Rope, image_size, rope_2d
 from stream4d.models.encoders import DinoEncoder, special_token_rope
 from stream4d.models.heads import Dpt, fusion_chain, resize_bilinear, uv_map
 
+ResizeRule = Literal[
+    "upper_bound_resize", "upper_bound_crop", "lower_bound_resize", "lower_bound_crop"
+]
 Reference = Literal["saddle_balanced", "saddle_sim_range", "first", "middle"]
 """Which view is the reference; see `reference_view`."""
 
@@ -49,7 +52,9 @@ class Da3Config:
     sky: Literal["unknown", "far"] = "unknown"
     """What the nested model says of the sky: no depth, or the depth of the farthest things."""
     resolution: int = 504
-    """Long side of the network's image."""
+    """Side of the network's image: the long one for ``upper_bound_*``, the short one for ``lower_bound_*``."""
+    resize: ResizeRule = "upper_bound_resize"
+    """How frames come to multiples of 14: stretched (``*_resize``) or cut (``*_crop``)."""
     head_chunk: int = 4
     """Frames that pass through the dense head together: bounds memory."""
 
