@@ -25,6 +25,7 @@ COMMANDS = {
     "replay": ("stream4d.commands.replay", "look at a store or an .rrd recording again"),
     "info": ("stream4d.commands.info", "describe a store or a video; --picture draws it"),
     "export": ("stream4d.export.cli", "write a store as PLY, GLB, COLMAP, nerfstudio, TUM …"),
+    "refine": ("stream4d.commands.refine", "refine a finished store over all frames at once"),
     "models": ("stream4d.models.cli", "list models with licence, resolution and size"),
     "eval": ("stream4d.eval.cli", "measure against ground truth"),
     "train": ("stream4d.train.cli", "train the default model"),

@@ -67,6 +67,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", metavar="STORE", help="zarr store to write [NAME.zarr here]")
     group.add_argument("--overwrite", action="store_true", help="replace an existing store")
     group.add_argument("--resume", action="store_true", help="go on with an unfinished store")
+    group.add_argument(
+        "--refine", action="store_true", help="at the end, refine all cameras at once, offline"
+    )
     _add_setting(group, "--save-rrd", "view.save_rrd", metavar="FILE")
     _add_setting(group, "--view", "view.mode")
     _add_setting(group, "--view-host", "view.host", metavar="ADDRESS")
@@ -176,11 +179,16 @@ def default_store_path(source: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Reconstruct one source, show progress, and end with a summary."""
     try:
-        return _reconstruct(args)
+        status = _reconstruct(args)
     except StoreCompleteError as error:
         if not args.quiet:
             logs.show(str(error))
-        return 0
+        status = 0
+    if args.refine and status == 0:
+        from stream4d.commands.refine import refine_store
+
+        refine_store(args.out or default_store_path(args.source), None, quiet=args.quiet)
+    return status
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
@@ -188,6 +196,8 @@ def _reconstruct(args: argparse.Namespace) -> int:
     from stream4d.pipeline import Reconstruction
 
     config = resolve_config(args)
+    if args.refine and config.store.maps == "none":
+        raise ConfigError("--refine needs images in the store: leave out store.maps=none")
     out = args.out or default_store_path(args.source)
     with Reconstruction(
         args.source, config, out=out, overwrite=args.overwrite, resume=args.resume

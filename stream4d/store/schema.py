@@ -189,6 +189,7 @@ ATTRIBUTES = {
     "model_card": "name, licence and shape of the model",
     "conventions": "axes and units, as in docs/conventions.md",
     "revisions": "how many pose revisions (loop closures) were applied",
+    "refined": "what `stream4d refine` did, part by part (absent before)",
     "pending_revision": "poses and depth scales that replace those in the arrays (present for an instant)",
 }
 

@@ -1,0 +1,268 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Numba kernels of the offline refinement: normal equations over all keyframes, sites eliminated as they come.
+
+Words as in ``_kernels_parts.py``. A *site* is a patch of a host keyframe; what is seen of it lies together:
+observations ``start[n]`` … ``start[n + 1] − 1``. Each observation has a measured pixel (``uv``, inverse covariance
+``info``) and the log depth that the stored map has there (``logd``, weight ``logd_info``, 0 where there is none).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from stream4d.pose._kernels_bundle import bundle_jacobians
+from stream4d.pose._kernels_parts import carry, relate, robust, square, weigh
+
+MAX_SEEN = 64
+"""Observations of one site at most."""
+
+
+@njit(cache=True, nogil=True)
+def depth_jacobians(ray, rho, R, t, Ji, Jj):
+    """Write the derivatives of the log depth in the target by host and target twist; returns it, and that by rho."""
+    q0 = R[0, 0] * ray[0] + R[0, 1] * ray[1] + R[0, 2] * ray[2] + rho * t[0]
+    q1 = R[1, 0] * ray[0] + R[1, 1] * ray[1] + R[1, 2] * ray[2] + rho * t[1]
+    q2 = R[2, 0] * ray[0] + R[2, 1] * ray[1] + R[2, 2] * ray[2] + rho * t[2]
+    iz = 1.0 / q2
+    Jj[0], Jj[1], Jj[2] = 0.0, 0.0, iz * rho
+    Jj[3], Jj[4], Jj[5] = iz * q1, -iz * q0, 0.0
+    e0, e1, e2 = iz * R[2, 0], iz * R[2, 1], iz * R[2, 2]
+    Ji[0], Ji[1], Ji[2] = -e0 * rho, -e1 * rho, -e2 * rho
+    Ji[3] = -(e2 * ray[1] - e1 * ray[2])
+    Ji[4] = -(e0 * ray[2] - e2 * ray[0])
+    Ji[5] = -(e1 * ray[0] - e0 * ray[1])
+    return math.log(q2 / rho), iz * t[2] - 1.0 / rho
+
+
+@njit(cache=True, nogil=True)
+def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, J, r, w):
+    """Write the rows of one observation: J (3, 14) by host, target, inverse depth, log focal; r (3); w (3) = xx xy yy.
+
+    The third row is the depth's, scaled so that its weight is one. False: behind the camera.
+    """
+    R, t = np.empty((3, 3)), np.empty(3)
+    Ji, Jj = np.empty((2, 6)), np.empty((2, 6))
+    Jr, Jf, res = np.empty(2), np.empty(2), np.empty(2)
+    relate(P, Q, R, t)
+    if not bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
+        return False
+    g = robust(square(info, res[0], res[1]), scales[0])
+    for i in range(3):
+        w[i] = g * info[i]
+    for i in range(2):
+        r[i] = res[i]
+        J[i, :6], J[i, 6:12], J[i, 12], J[i, 13] = Ji[i], Jj[i], Jr[i], Jf[i]
+    J[2, :] = 0.0
+    r[2] = 0.0
+    if logd_info > 0.0:
+        value, by_rho = depth_jacobians(ray, rho, R, t, Ji[0], Jj[0])
+        e = value - logd
+        s = math.sqrt(logd_info * robust(logd_info * e * e, scales[1]))
+        J[2, :6], J[2, 6:12], J[2, 12] = s * Ji[0], s * Jj[0], s * by_rho
+        r[2] = s * e
+    return True
+
+
+@njit(cache=True, nogil=True)
+def global_cost(
+    cam,
+    rays,
+    host,
+    poses,
+    rho,
+    start,
+    frame,
+    uv,
+    info,
+    logd,
+    logd_info,
+    prior,
+    prior_info,
+    scales,
+    out,
+):
+    """Return the robust cost; ``out`` (N) receives that of each site."""
+    R, t, q = np.empty((3, 3)), np.empty(3), np.empty(3)
+    total = 0.0
+    for n in range(len(rho)):
+        e = math.log(rho[n] / prior[n])
+        cost = prior_info[n] * e * e
+        for k in range(start[n], start[n + 1]):
+            relate(poses[frame[k]], poses[host[n]], R, t)
+            carry(R, t, rays[n], rho[n], q)
+            if q[2] < 1e-4:
+                cost += scales[0]
+                continue
+            ru = cam[0] * q[0] / q[2] + cam[2] - uv[k, 0]
+            rv = cam[1] * q[1] / q[2] + cam[3] - uv[k, 1]
+            sq = square(info[k], ru, rv)
+            cost += scales[0] * sq / (scales[0] + sq)
+            if logd_info[k] > 0.0:
+                e = math.log(q[2] / rho[n]) - logd[k]
+                sq = logd_info[k] * e * e
+                cost += scales[1] * sq / (scales[1] + sq)
+        out[n] = cost
+        total += cost
+    return total
+
+
+@njit(cache=True, nogil=True)
+def global_system(
+    cam,
+    rays,
+    host,
+    poses,
+    rho,
+    start,
+    frame,
+    uv,
+    info,
+    logd,
+    logd_info,
+    prior,
+    prior_info,
+    scales,
+    damping,
+    S,
+    s,
+):
+    """Add every site's Schur complement to S (D, D), s (D): 6 columns a keyframe, the last is log focal."""
+    last = len(s) - 1
+    J, r, w = np.empty((3, 14)), np.empty(3), np.empty(3)
+    E = np.empty((MAX_SEEN + 1, 6))
+    for n in range(len(rho)):
+        h = 6 * host[n]
+        C, g, Ef = (
+            prior_info[n] / rho[n] ** 2,
+            prior_info[n] * math.log(rho[n] / prior[n]) / rho[n],
+            0.0,
+        )
+        E[: start[n + 1] - start[n] + 1] = 0.0
+        for k in range(start[n], start[n + 1]):
+            at = k - start[n] + 1
+            f = 6 * frame[k]
+            if not site_rows(
+                cam,
+                rays[n],
+                rho[n],
+                poses[frame[k]],
+                poses[host[n]],
+                uv[k],
+                info[k],
+                logd[k],
+                logd_info[k],
+                scales,
+                J,
+                r,
+                w,
+            ):
+                continue
+            for i in range(14):
+                a, b = w[0] * J[0, i] + w[1] * J[1, i], w[1] * J[0, i] + w[2] * J[1, i]
+                c = J[2, i]
+                grad = a * r[0] + b * r[1] + c * r[2]
+                if i == 12:
+                    C += a * J[0, 12] + b * J[1, 12] + c * J[2, 12]
+                    g += grad
+                    continue
+                row = h + i if i < 6 else (f + i - 6 if i < 12 else last)
+                s[row] += grad
+                by_rho = a * J[0, 12] + b * J[1, 12] + c * J[2, 12]
+                if i < 6:
+                    E[0, i] += by_rho
+                elif i < 12:
+                    E[at, i - 6] += by_rho
+                else:
+                    Ef += by_rho
+                for j in range(14):
+                    if j == 12:
+                        continue
+                    col = h + j if j < 6 else (f + j - 6 if j < 12 else last)
+                    S[row, col] += a * J[0, j] + b * J[1, j] + c * J[2, j]
+        if C <= 1e-12:
+            continue
+        inv = 1.0 / (C * (1.0 + damping))
+        m = start[n + 1] - start[n] + 1
+        for a in range(m):
+            fa = h if a == 0 else 6 * frame[start[n] + a - 1]
+            for i in range(6):
+                x = E[a, i] * inv
+                s[fa + i] -= x * g
+                S[fa + i, last] -= x * Ef
+                S[last, fa + i] -= x * Ef
+                for b in range(m):
+                    fb = h if b == 0 else 6 * frame[start[n] + b - 1]
+                    for j in range(6):
+                        S[fa + i, fb + j] -= x * E[b, j]
+        S[last, last] -= Ef * Ef * inv
+        s[last] -= Ef * g * inv
+
+
+@njit(cache=True, nogil=True)
+def move_sites(
+    cam,
+    rays,
+    host,
+    poses,
+    rho,
+    start,
+    frame,
+    uv,
+    info,
+    logd,
+    logd_info,
+    prior,
+    prior_info,
+    scales,
+    damping,
+    step,
+    out,
+    rho_info,
+):
+    """Write the inverse depths (N) that belong to a step (D) of poses and focal, and their information (N).
+
+    Poses and focal are those before the step.
+    """
+    last = len(step) - 1
+    J, r, w = np.empty((3, 14)), np.empty(3), np.empty(3)
+    for n in range(len(rho)):
+        h = 6 * host[n]
+        C, g = prior_info[n] / rho[n] ** 2, prior_info[n] * math.log(rho[n] / prior[n]) / rho[n]
+        for k in range(start[n], start[n + 1]):
+            f = 6 * frame[k]
+            if not site_rows(
+                cam,
+                rays[n],
+                rho[n],
+                poses[frame[k]],
+                poses[host[n]],
+                uv[k],
+                info[k],
+                logd[k],
+                logd_info[k],
+                scales,
+                J,
+                r,
+                w,
+            ):
+                continue
+            u, v, d = r[0], r[1], r[2]
+            for i in range(6):
+                u += J[0, i] * step[h + i] + J[0, 6 + i] * step[f + i]
+                v += J[1, i] * step[h + i] + J[1, 6 + i] * step[f + i]
+                d += J[2, i] * step[h + i] + J[2, 6 + i] * step[f + i]
+            u += J[0, 13] * step[last]
+            v += J[1, 13] * step[last]
+            a, b = weigh(w, J[0, 12], J[1, 12])
+            g += a * u + b * v + J[2, 12] * d
+            C += a * J[0, 12] + b * J[1, 12] + J[2, 12] ** 2
+        rho_info[n] = C
+        if C <= 1e-12:
+            out[n] = rho[n]
+            continue
+        change = -g / (C * (1.0 + damping))
+        limit = 0.5 * rho[n]
+        out[n] = max(rho[n] + min(max(change, -limit), limit), 1e-6)

@@ -1,0 +1,204 @@
+"""Offline refinement: poses, focal length and depth scale of a finished reconstruction, all keyframes at once.
+
+MonST3R's global optimisation (Zhang et al., "MonST3R", ICLR 2025, section 3.3) put to a store: over a graph of paired
+frames, ego flow must agree with the flow measured at still, textured sites, the pointmaps of paired frames must agree
+in depth (one free scale a frame), and neighbouring cameras are held together. Two things differ. Flow between far
+frames is measured in the images themselves (``sites.py``), with its covariance, and so reaches revisits; and the
+smoothness is that of the *correction*, since that of the path itself would shorten it. The solver is in
+``global_adjustment.py``; frames between the keyframes are fitted to the result (``placing.py``).
+
+A tenth of the sites is held out. Where their cost does not fall, the original is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stream4d.geometry import transforms
+from stream4d.packets import Array
+from stream4d.pose.global_adjustment import MAP_SCALE, Problem, settle_sites, solve, square
+from stream4d.pose.placing import Cameras, place_frames
+from stream4d.pose.sites import (
+    Recorded,
+    Seen,
+    Sites,
+    cam_from_world,
+    choose_sites,
+    find_sites,
+    pair_graph,
+    read_log_depth,
+)
+
+SCALES = ((100.0, 30.0, 9.0), (16.0, 9.0))
+"""Robust scales (σ²) of the two rounds: the second looks for every site anew from where the first has put it."""
+ROOM_PX = (6.0, 3.0)
+TIE_SHARE = 0.05
+"""1σ of how neighbouring keyframes' corrections differ: radians, and share of the scene's depth."""
+HELD_OUT = 10
+"""One site in so many is left out of the fit and tells whether it is better."""
+MAX_KEYS = 320
+"""Keyframes refined at once: the system is dense."""
+FEW = 6
+"""Observations per keyframe below which nothing is fitted: as many as a pose has unknowns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One run of frames refined together."""
+
+    first: int
+    stop: int
+    """Frames ``first`` … ``stop − 1``."""
+    is_better: bool
+    cost: tuple[float, float]
+    """Mean robust cost of a held-out observation before and after, σ²."""
+    reason: str
+    """Why it was kept as it was; empty where it improved."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Refinement:
+    """Better cameras for all frames, or the same where none were found."""
+
+    cameras: Cameras
+    parts: tuple[Part, ...]
+    """What was done, part by part."""
+
+    @property
+    def is_better(self) -> bool:
+        """True where any part improved."""
+        return any(part.is_better for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stretch:
+    """Frames that share a scale, and their keyframes."""
+
+    first: int
+    stop: int
+    keys: Array
+
+    @property
+    def steps(self) -> int:
+        """What the progress counts."""
+        looks = len(self.keys) * (1 + len(SCALES))
+        return looks + sum(len(scales) for scales in SCALES) + self.stop - self.first
+
+
+def refine(
+    frames: Recorded,
+    *,
+    calibrated: bool,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Refinement:
+    """Refine a finished reconstruction; each segment by itself.
+
+    Args:
+        frames: what is stored.
+        calibrated: the focal length was given and stays.
+        on_step: told the number of steps done and to be done.
+    """
+    out = Cameras(np.array(frames.world_from_cam), np.array(frames.K), np.ones(len(frames)))
+    stretches = _stretches(frames)
+    total = sum(stretch.steps for stretch in stretches)
+    counter = itertools.count(1)
+
+    def step() -> None:
+        on_step(next(counter), total)
+
+    return Refinement(out, tuple(_refine(frames, s, calibrated, out, step) for s in stretches))
+
+
+def _stretches(frames: Recorded) -> list[_Stretch]:
+    edges = [0, *(np.flatnonzero(np.diff(frames.segment)) + 1).tolist(), len(frames)]
+    out = []
+    for first, stop in itertools.pairwise(edges):
+        keys = first + np.flatnonzero((frames.keyframe & frames.is_tracked)[first:stop])
+        if len(keys) >= 3:
+            picks = np.unique(np.linspace(0, len(keys) - 1, MAX_KEYS).astype(int))
+            out.append(_Stretch(first, stop, keys[picks]))
+    return out
+
+
+def _refine(
+    frames: Recorded, stretch: _Stretch, calibrated: bool, out: Cameras, step: Callable[[], None]
+) -> Part:
+    sites = choose_sites(frames, stretch.keys, step)
+    old = cam_from_world(frames.world_from_cam[stretch.keys])
+    K = np.median(frames.K[stretch.first : stretch.stop], axis=0)
+    given = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+    held = np.arange(len(sites.host)) % HELD_OUT == 0
+    cam, poses, rho = given, old, sites.rho
+    test = None
+    for room, scales in zip(ROOM_PX, SCALES, strict=True):
+        seen = _look(frames, stretch.keys, sites, rho, poses, cam, room, step)
+        test = test or _problem(sites, seen, held, cam, old, old, calibrated)
+        solved = _problem(sites, seen, ~held, cam, poses, old, calibrated)
+        solved.rho = rho[~held]
+        for scale in scales:
+            if len(seen.site) > FEW * len(stretch.keys):
+                settle_sites(solved, scale)
+                solve(solved, scale)
+            step()
+        whole = _problem(sites, seen, np.ones_like(held), solved.cam, solved.poses, old, calibrated)
+        whole.rho, whole.map_scale = rho, solved.map_scale
+        settle_sites(whole, scales[-1])
+        cam, poses, rho = whole.cam, whole.poses, whole.rho
+    assert test is not None
+    cost = _held_out_cost(test, old, given), _held_out_cost(test, poses, cam)
+    if not cost[1] < cost[0]:
+        for _ in range(stretch.first, stretch.stop):
+            step()
+        return Part(stretch.first, stretch.stop, False, cost, "held-out sites fit no better")
+    place_frames(frames, range(stretch.first, stretch.stop), stretch.keys, sites, whole, out, step)
+    return Part(stretch.first, stretch.stop, True, cost, "")
+
+
+def _look(
+    frames: Recorded, keys: Array, sites: Sites, rho: Array, poses: Array, cam: Array, room: float,
+    step: Callable[[], None],
+) -> Seen:  # fmt: skip
+    """Find the sites in the keyframes that the pair graph names."""
+    parts = []
+    for f, hosts in enumerate(pair_graph(sites, rho, poses, cam)):
+        frame = frames[int(keys[f])]
+        rows = np.flatnonzero(np.isin(sites.host, hosts))
+        rows, uv, info = find_sites(sites, rows, rho, poses, cam, frame, poses[f], room)
+        logd, logd_info = read_log_depth(frame, uv)
+        parts.append(Seen(rows, np.full(len(rows), f), uv, info, logd, logd_info))
+        step()
+    return Seen.gather(parts)
+
+
+def _problem(
+    sites: Sites, seen: Seen, chosen: Array, cam: Array, poses: Array, old: Array, calibrated: bool
+) -> Problem:
+    """State the problem over the chosen sites (N,) bool."""
+    T, seen, rho = square(old), seen.of(chosen), sites.rho[chosen]
+    sigma = np.array([TIE_SHARE / float(np.median(sites.rho))] * 3 + [TIE_SHARE] * 3)
+    return Problem(
+        cam=cam.copy(), poses=poses.copy(), host=sites.host[chosen], uv=sites.uv[chosen],
+        rho=rho.copy(), prior=rho.copy(), prior_info=sites.prior_info[chosen], seen=seen,
+        start=seen.starts(len(rho)), ties=T[1:] @ transforms.invert(T[:-1]), tie_info=sigma**-2,
+        focal_is_free=not calibrated, map_scale=np.zeros(len(poses)),
+    )  # fmt: skip
+
+
+def _held_out_cost(test: Problem, poses: Array, cam: Array) -> float:
+    """Return the mean robust cost of a held-out observation under given cameras, its sites' depths fitted.
+
+    Only the images judge: stored depth belongs to the cameras before.
+    """
+    scale = SCALES[-1][-1]
+    test.poses, test.cam, test.rho = poses, cam, test.prior.copy()
+    test.prior_info = np.full(len(test.rho), 1e-4)
+    test.seen.logd_info[:] = 0.0
+    for robust in (100.0, scale):
+        settle_sites(test, robust)
+    of_site = np.empty(len(test.rho))
+    test.cost(cam, poses, test.rho, np.array([scale, MAP_SCALE]), of_site)
+    return float(of_site.sum() / max(len(test.seen.site), 1))
