@@ -161,6 +161,9 @@ class RunConfig(_Checked):
     chain: ChainConfig = field(default_factory=ChainConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
+    tracks: int = _setting(
+        0, "points followed at a time: 2D and 3D tracks (0: none)", low=0, high=10000
+    )
     seed: int = _setting(0, "seed of everything random", low=0)
     threads: int = _setting(0, "CPU threads (0: all cores)", low=0, high=1024)
 

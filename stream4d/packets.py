@@ -207,6 +207,24 @@ class Prediction(_ShapeRepr):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class FrameTracks(_ShapeRepr):
+    """Where followed points are in one frame; N slots, each taken by one point at a time."""
+
+    id: Array
+    """(N,) int32 number of the point, −1 where the slot is free. Numbers count up and never come again."""
+    uv: Array
+    """(N, 2) float32 pixel; NaN where the slot is free, a guess where the point is hidden."""
+    visible: Array
+    """(N,) bool: seen, not guessed."""
+    depth: Array
+    """(N,) float32 z-depth in world units; NaN where hidden or unknown."""
+
+    def __post_init__(self) -> None:
+        N = len(self.id)
+        _check(self, {"id": (N,), "uv": (N, 2), "visible": (N,), "depth": (N,)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PosedFrame(_ShapeRepr):
     """One frame, placed in the world. This is what sinks receive, in order of ``index``."""
 
@@ -234,6 +252,8 @@ class PosedFrame(_ShapeRepr):
     """(H, W) float32 1σ pixels."""
     semantics: Array | None = None
     """(H, W) int32, -1 where none."""
+    tracks: FrameTracks | None = None
+    """Followed points, where they were asked for."""
     is_keyframe: bool = False
     """True where the pose chain keeps the frame as a reference."""
     is_tracked: bool = True

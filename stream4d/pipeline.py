@@ -20,6 +20,7 @@ from stream4d.models.base import PointmapModel, Session
 from stream4d.models.registry import create_model, model_card
 from stream4d.packets import PosedFrame, Sink, State
 from stream4d.pose.chain import PoseChain
+from stream4d.pose.tracks import PointTracker
 from stream4d.reader import open_video
 from stream4d.reader.base import VideoReader
 from stream4d.reader.windows import sliding_windows
@@ -86,6 +87,7 @@ class Reconstruction:
             self.model = self._given_model or _build_model(self.config)
             self.session: Session = stack.enter_context(self.model.session(self.info))
             self.chain = PoseChain(self.config.chain, self.info)
+            self.tracker = PointTracker(self.config.tracks, self.info)
             self.size, self.overlap = _window_shape(self.config, self.model)
             self.sinks = [stack.enter_context(sink) for sink in self._open_sinks()]
             self._stack = stack.pop_all()
@@ -106,6 +108,7 @@ class Reconstruction:
         frames = self.reader.frames_from(next_frame)
         for window in sliding_windows(frames, self.size, self.overlap, first_window=next_window):
             prediction = self.session.step(window)
+            self.tracker.follow(window, prediction)
             yield from self._emit(self.chain.extend(window, prediction))
             next_frame = window.frames[-1].index + 1 - self.overlap
             self._commit(next_frame, window.index + 1)
@@ -168,7 +171,7 @@ class Reconstruction:
         yield from self._extra_sinks
 
     def _emit(self, frames: Iterable[PosedFrame]) -> Iterator[PosedFrame]:
-        for frame in frames:
+        for frame in map(self.tracker.attach, frames):
             for sink in self.sinks:
                 sink.write(frame)
             yield frame
@@ -182,6 +185,7 @@ class Reconstruction:
                 "next": np.array([next_frame, next_window]),
                 **{f"session.{name}": value for name, value in self.session.state().items()},
                 **{f"chain.{name}": value for name, value in self.chain.state().items()},
+                **{f"tracks.{name}": value for name, value in self.tracker.state().items()},
             }
 
         for sink in self.sinks:
@@ -199,6 +203,7 @@ class Reconstruction:
         try:
             self.session.restore(_part(point.state, "session."))
             self.chain.restore(_part(point.state, "chain."))
+            self.tracker.restore(_part(point.state, "tracks."))
             next_frame, next_window = (int(value) for value in point.state["next"])
         except (KeyError, ValueError, IndexError, TypeError) as error:
             raise StoreError(

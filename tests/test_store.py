@@ -18,7 +18,7 @@ import zarr
 
 from stream4d.config import RunConfig, StoreConfig, dump
 from stream4d.errors import StoreCompleteError, StoreError
-from stream4d.packets import PosedFrame, PoseRevision, VideoInfo
+from stream4d.packets import FrameTracks, PosedFrame, PoseRevision, VideoInfo
 from stream4d.store import schema
 from stream4d.store.reader import Store, open_store
 from stream4d.store.writer import StoreWriter
@@ -63,8 +63,10 @@ def posed(index: int, **changes: object) -> PosedFrame:
     return PosedFrame(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def writer(path: Path, *, store: StoreConfig | None = None, **extra: object) -> StoreWriter:
-    config = RunConfig(store=store or StoreConfig())
+def writer(
+    path: Path, *, store: StoreConfig | None = None, tracks: int = 0, **extra: object
+) -> StoreWriter:
+    config = RunConfig(store=store or StoreConfig(), tracks=tracks)
     return StoreWriter(
         path,
         info=INFO,
@@ -230,12 +232,16 @@ def test_xarray_reads_it_without_warnings(tmp_path: Path, consolidated: bool | N
 
 
 def test_every_array_is_named_and_described(tmp_path: Path) -> None:
-    with writer(tmp_path / "a.zarr") as sink:
-        sink.write(posed(0, semantics=np.zeros((H, W), np.int32)))
+    tracks = FrameTracks(
+        id=np.arange(3), uv=np.zeros((3, 2)), visible=np.ones(3, bool), depth=np.ones(3)
+    )
+    with writer(tmp_path / "a.zarr", tracks=3) as sink:
+        sink.write(posed(0, semantics=np.zeros((H, W), np.int32), tracks=tracks))
     group = zarr.open_group(tmp_path / "a.zarr", mode="r")
     assert set(dict(group.arrays())) == set(schema.BY_NAME)
+    sized = {spec.name: spec for spec in schema.track_arrays(3)}
     for name, array in group.arrays():
-        spec = schema.BY_NAME[name]
+        spec = sized.get(name, schema.BY_NAME[name])
         assert array.metadata.dimension_names == ("index", *spec.dims)
         assert array.shape == (1, *spec.frame_shape(H, W))
         assert array.attrs["description"] == spec.doc

@@ -75,6 +75,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _add_setting(group, "--view-host", "view.host", metavar="ADDRESS")
     _add_setting(group, "--view-port", "view.port", metavar="N")
 
+    _add_setting(group, "--tracks", "tracks", metavar="N")
+
     group = parser.add_argument_group("which frames")
     _add_setting(group, "--resolution", "reader.resolution", metavar="PX")
     _add_setting(group, "--start", "reader.start", metavar="S")
@@ -127,7 +129,7 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
         head, _, tail = dest.rpartition(".")
         if head:
             values.setdefault(head, {})[tail] = value
-        elif dest in ("seed", "threads"):
+        elif dest in ("tracks", "seed", "threads"):
             values[dest] = value
     if args.intrinsics or args.distortion:
         values.setdefault("reader", {}).update(_camera(args.intrinsics, args.distortion))

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stream4d.config import StoreConfig
 from stream4d.errors import StoreError
 from stream4d.packets import PosedFrame
@@ -21,12 +23,15 @@ class ArraySet:
     Args:
         settings: which maps, how precise, how compressed.
         height, width: size of the frames.
+        tracks: points followed at a time.
     """
 
-    def __init__(self, settings: StoreConfig, height: int, width: int) -> None:
+    def __init__(self, settings: StoreConfig, height: int, width: int, *, tracks: int = 0) -> None:
         self._settings = settings
         self._size = (height, width)
         self._specs = list(schema.arrays_for(settings.maps))
+        if tracks:
+            self._specs += schema.track_arrays(tracks)
         self._compress = Compressor(settings.compression)
         self._folder = Path()
         self.maps: dict[str, MapFile] = {}
@@ -122,7 +127,15 @@ class ArraySet:
 
 def row_values(frame: PosedFrame, depth_scale: float) -> dict[str, Any]:
     """Return what the small arrays hold of a frame."""
+    tracks = frame.tracks
+    followed = tracks and {
+        "track_id": tracks.id,
+        "track_uv": tracks.uv,
+        "track_visible": tracks.visible,
+        "track_depth": tracks.depth / np.float32(depth_scale),
+    }
     return {
+        **(followed or {}),
         "index": frame.index,
         "timestamp_ns": frame.timestamp_ns,
         "K": frame.K,

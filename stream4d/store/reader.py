@@ -15,12 +15,13 @@ import zarr.errors
 
 from stream4d.errors import StoreError
 from stream4d.geometry.camera import unproject
-from stream4d.packets import Array, PosedFrame, VideoInfo
+from stream4d.packets import Array, FrameTracks, PosedFrame, VideoInfo
 from stream4d.store.encode import dequantise
 from stream4d.store.files import MapReader
 from stream4d.store.integrity import OPTIONAL, check_intact
 from stream4d.store.metadata import read_attributes, read_root
 from stream4d.store.schema import BY_NAME
+from stream4d.store.track_set import TrackSet, by_point
 
 
 def open_store(path: str | Path) -> Store:
@@ -191,6 +192,31 @@ class Store(Sequence[PosedFrame]):
         moved: Array = self.pointmap_in_cam(index) @ pose[:3, :3].T + pose[:3, 3]
         return moved
 
+    def tracks_in_frame(self, index: int) -> FrameTracks | None:
+        """Return the followed points of one frame, or None where none were asked for."""
+        if "track_id" not in self._arrays:
+            return None
+        i = self._checked(index)
+        return FrameTracks(
+            id=self._read("track_id", i),
+            uv=self._read("track_uv", i),
+            visible=self._read("track_visible", i),
+            depth=self._read("track_depth", i) * np.float32(self.depth_scale[i]),
+        )
+
+    def tracks(self, start: int = 0, stop: int | None = None) -> TrackSet:
+        """Return the followed points of frames ``start`` … ``stop − 1``, by point.
+
+        Raises:
+            StoreError: the run followed none.
+        """
+        chosen = range(len(self))[start:stop]
+        rows = slice(chosen.start, chosen.stop)
+        names = ("track_id", "track_uv", "track_visible", "track_depth")
+        slots = {name: self._read(name, rows) for name in names}
+        slots["track_depth"] = slots["track_depth"] * self.depth_scale[rows, None]
+        return by_point(slots, self.K[rows], self.world_from_cam[rows], chosen.start)
+
     def _frame(self, i: int) -> PosedFrame:
         return PosedFrame(
             index=i,
@@ -205,6 +231,7 @@ class Store(Sequence[PosedFrame]):
             flow=_float32(self._optional("flow", i)),
             flow_uncertainty=_float32(self._optional("flow_uncertainty", i)),
             semantics=self._optional("semantics", i),
+            tracks=self.tracks_in_frame(i),
             is_keyframe=bool(self.keyframe[i]),
             is_tracked=bool(self.is_tracked[i]),
             segment=int(self.segment[i]),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,7 @@ it fits the 512 bytes that a disk writes as one."""
 FRAMES_PER_CHUNK = 256
 """Rows per chunk of the small arrays."""
 
-Group = Literal["poses", "geometry", "all", "semantics"]
+Group = Literal["poses", "geometry", "all", "semantics", "tracks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,8 @@ class ArraySpec:
     dims: tuple[str, ...]
     """Names of the dimensions after ``index``."""
     group: Group
-    """Written with ``maps`` = none (poses), geometry, all; semantics only where a model gives them."""
+    """Written with ``maps`` = none (poses), geometry, all; semantics only where a model gives them, tracks where
+    points are followed."""
     fill: float | int | bool
     """What a pixel without data holds."""
     doc: str
@@ -67,6 +68,14 @@ def _row(name: str, dtype: str, doc: str, **extra: Any) -> ArraySpec:
     fill = np.nan if dtype.startswith("float") else False if dtype == "bool" else 0
     dims: tuple[str, ...] = extra.pop("dims", ())
     return ArraySpec(name=name, dtype=dtype, dims=dims, group="poses", fill=fill, doc=doc, **extra)
+
+
+def _track(name: str, dtype: str, doc: str, **extra: Any) -> ArraySpec:
+    channel: tuple[str, ...] = extra.pop("channel", ())
+    return ArraySpec(
+        name=name, dtype=dtype, dims=("slot", *channel), group="tracks", doc=doc,
+        sizes=(0, *(2 for _ in channel)), **extra,
+    )  # fmt: skip
 
 
 _STEP = 1.0 / 255.0
@@ -164,6 +173,23 @@ ARRAYS: tuple[ArraySpec, ...] = (
         error="relative 2⁻¹¹",
     ),
     _map("semantics", "int32", "semantics", "class or instance label, -1 where none", fill=-1),
+    _track("track_id", "int32", "number of the point in each slot, −1 where it is free", fill=-1),
+    _track(
+        "track_uv",
+        "float32",
+        "its pixel; NaN where the slot is free, a guess where the point is hidden",
+        fill=np.nan,
+        unit="px",
+        channel=("uv",),
+    ),
+    _track("track_visible", "bool", "true where the point is seen", fill=False),
+    _track(
+        "track_depth",
+        "float32",
+        "its z-depth before depth_scale; NaN where hidden or unknown",
+        fill=np.nan,
+        unit="world unit / depth_scale",
+    ),
 )
 BY_NAME: Mapping[str, ArraySpec] = {spec.name: spec for spec in ARRAYS}
 
@@ -202,6 +228,13 @@ def arrays_for(maps: str) -> tuple[ArraySpec, ...]:
         "all": ("poses", "geometry", "all"),
     }
     return tuple(spec for spec in ARRAYS if spec.group in groups[maps])
+
+
+def track_arrays(slots: int) -> tuple[ArraySpec, ...]:
+    """Return the arrays of ``slots`` followed points."""
+    return tuple(
+        replace(spec, sizes=(slots, *spec.sizes[1:])) for spec in ARRAYS if spec.group == "tracks"
+    )
 
 
 def array_metadata(
@@ -274,7 +307,9 @@ A store is a zarr v3 group (format version {FORMAT_VERSION}). T frames, H rows, 
 
 _MIDDLE = """
 `maps: geometry` leaves out flow and flow_uncertainty, `maps: none` all per-pixel arrays; semantics exists
-where a model gives labels. Pointmaps are computed on read: exact for pinhole models.
+where a model gives labels, the tracks where points were followed (`--tracks N`: N slots; a point keeps its slot and
+its number, which never comes again; `stream4d.open_store(path).tracks()` gives arrays by point, in 2D and 3D).
+Pointmaps are computed on read: exact for pinhole models.
 
 ## Attributes of the root
 
@@ -307,8 +342,9 @@ def document() -> str:
 
 
 def _array_line(spec: ArraySpec) -> str:
-    letters = {"y": "H", "x": "W"}
-    inner = [letters[d] for d in spec.dims if d in letters] + [str(n) for n in spec.sizes]
+    letters = {"y": "H", "x": "W", "slot": "N"}
+    sizes = spec.sizes[1:] if spec.group == "tracks" else spec.sizes
+    inner = [letters[d] for d in spec.dims if d in letters] + [str(n) for n in sizes]
     shape = f"(T, {', '.join(inner)})" if inner else "(T,)"
     dtype = "float16 or float32" if spec.name == "depth" else spec.dtype
     if spec.scale is not None:

@@ -85,7 +85,8 @@ class StoreWriter:
         """Where the pipeline begins again, after entering with ``resume``; None: at the first frame."""
         self._info = info
         self._settings = store_config or StoreConfig()
-        self._arrays = ArraySet(self._settings, info.height, info.width)
+        tracks = int(config.get("tracks", 0))
+        self._arrays = ArraySet(self._settings, info.height, info.width, tracks=tracks)
         self._attributes = store_attributes(info, config, card)
         self._folder = self.path
         self._is_new = not has_store_to_resume(self.path, overwrite=overwrite, resume=resume)
