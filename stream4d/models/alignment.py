@@ -84,6 +84,8 @@ class AlignmentWeights:
     """A flow term above this (pixels) is left out: the geometry is not ready for it."""
     pixel_limit: float = 50.0
     """Pixels with a larger flow error are left out."""
+    depth: float = 0.0
+    """How much depth is held at its start, see `depth_loss`."""
 
 
 def pose_matrices(poses: Tensor) -> tuple[Tensor, Tensor]:  # (..., 7+) -> (..., 3, 3), (..., 3)
@@ -174,6 +176,14 @@ def smoothness_loss(scene: Scene, translation_weight: float = 1.0) -> Tensor:
     return (off + translation_weight * shift.norm(dim=-1)).sum()
 
 
+def depth_loss(log_depth: Tensor, start: Tensor, is_moving: Tensor | None = None) -> Tensor:
+    """Mean square of how far log depth (n, H·W) has left its start but for one scale a frame; movers count twice."""
+    moved = log_depth - start
+    moved = moved - moved.mean(dim=1, keepdim=True)
+    weight = 1.0 if is_moving is None else 1.0 + is_moving.flatten(1)
+    return (weight * moved**2).mean()
+
+
 def ego_flow(scene: Scene, size: tuple[int, int], i: Tensor, j: Tensor) -> Tensor:  # (E, 2, H, W)
     """Return the flow from frames i to frames j that camera motion alone would cause."""
     R, t = pose_matrices(scene.poses)
@@ -202,12 +212,18 @@ def flow_loss(scene: Scene, pairs: PairSet, weights: AlignmentWeights) -> Tensor
 
 
 def objective(
-    scene: Scene, pairs: PairSet, weights: AlignmentWeights, progress: float = 1.0
+    scene: Scene,
+    pairs: PairSet,
+    weights: AlignmentWeights,
+    progress: float = 1.0,
+    start: Tensor | None = None,  # (n, H·W) log depth
 ) -> tuple[Tensor, Tensor]:
     """Return the whole objective and the flow term in it (zero before it starts and above its limit)."""
     loss = alignment_loss(scene, pairs)
     if weights.smooth:
         loss = loss + weights.smooth * smoothness_loss(scene, weights.translation)
+    if weights.depth and start is not None:
+        loss = loss + weights.depth * depth_loss(scene.log_depth, start, pairs.is_moving)
     flow = loss.new_zeros(())
     if weights.flow and progress >= weights.flow_start:
         flow = flow_loss(scene, pairs, weights)
@@ -258,11 +274,12 @@ def optimise(
         moving = [getattr(scene, name).requires_grad_() for name in free]
         adam = torch.optim.Adam(moving, lr=0.0, betas=(0.9, 0.9))
         pairs = _clone(pairs)
+        start = scene.log_depth.detach().clone()
         steps = []
         for index in range(iterations):
             adam.param_groups[0]["lr"] = rate(index / total)
             adam.zero_grad()
-            loss, flow = objective(scene, pairs, weights, index / total)
+            loss, flow = objective(scene, pairs, weights, index / total, start)
             loss.backward()
             if frozen_frames:
                 for part in (scene.log_depth, scene.poses):

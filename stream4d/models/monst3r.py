@@ -57,6 +57,8 @@ class Monst3rConfig(Dust3rConfig):
     """Weight of the smoothness term; a tenth of it in the second half."""
     flow: float = 0.01
     """Weight of the flow term."""
+    depth_prior: float = 0.0
+    """Weight of staying near the depth that the pairs say at first (the authors' default: none)."""
     motion: Literal["absolute", "relative"] = "absolute"
     """Motion test: residual flow in pixels, or the authors' min-max per pair."""
 
@@ -231,7 +233,7 @@ class Monst3rSession(Dust3rSession):
         free = ["pairs", "log_depth"]
         free += [] if has_poses else ["poses"]
         free += ["focal"] if focal is None else []
-        weights = AlignmentWeights(smooth=config.smooth, flow=0.0)
+        weights = AlignmentWeights(smooth=config.smooth, flow=0.0, depth=config.depth_prior)
         half = config.iterations // 2
         scene, _ = optimise(
             scene,
@@ -244,7 +246,9 @@ class Monst3rSession(Dust3rSession):
         )
         coarse = _with(coarse, is_moving=torch.from_numpy(self._motion(scene, coarse) > 0.5))
         # Smoothness shortens the path (by 3 % at its full weight); once things are in place it may fade.
-        weights = AlignmentWeights(smooth=0.1 * config.smooth, flow=config.flow, flow_start=0.0)
+        weights = AlignmentWeights(
+            smooth=0.1 * config.smooth, flow=config.flow, flow_start=0.0, depth=config.depth_prior
+        )
         scene, _ = optimise(
             scene,
             coarse,

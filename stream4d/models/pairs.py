@@ -15,6 +15,7 @@ from stream4d.geometry.transforms import (
     project_to_so3,
     similarity,
     transform_points,
+    without_scale,
 )
 from stream4d.models.alignment import (
     FOCAL_GAIN,
@@ -100,21 +101,23 @@ def initial_scene(
         given_poses: world_from_cam of all frames, where they are known; they replace the guessed ones.
     """
     n, edges = pairs.frames, [(int(i), int(j)) for i, j in pairs.edges]
-    data = _directed(pairs)
+    data = directed(pairs)
     H, W = data[0].confidence_i.shape
     middle = principal_point or (W / 2, H / 2)
-    focals, clouds = _chain(edges, data, n, middle)
+    focals, clouds, found = _chain(edges, data, n, middle)
     if given_focal is not None:
         focals = [given_focal] * n
     elif shared_focal:
         focals = [float(np.mean(focals))] * n
     poses, depths = [], []
     for i in range(n):
-        confidence = _frame_confidence(edges, data, i)
-        cam = pose_by_pnp(clouds[i], confidence, make_K(focals[i], focals[i], *middle))
-        cam = np.eye(4) if cam is None else cam
-        poses.append(invert(cam))
-        depths.append(transform_points(cam, clouds[i])[..., 2])
+        pose = found.get(i)
+        if pose is None:
+            confidence = frame_confidence(edges, data, i)
+            cam = pose_by_pnp(clouds[i], confidence, make_K(focals[i], focals[i], *middle))
+            pose = np.eye(4) if cam is None else invert(cam)
+        poses.append(pose)
+        depths.append(transform_points(invert(pose), clouds[i])[..., 2])
     if given_poses is not None:
         poses, depths, clouds = _into_given_world(poses, depths, clouds, given_poses)
     elif fixed:
@@ -139,18 +142,23 @@ def _chain(
     data: Sequence[Directed],
     n: int,
     middle: tuple[float, float],
-) -> tuple[list[float], list[Array]]:
-    """Walk the tree from its best edge; return focal lengths and clouds in the world of that edge."""
+) -> tuple[list[float], list[Array], dict[int, Array]]:
+    """Walk the tree from its best edge; return focal lengths and clouds in the world of that edge, and poses.
+
+    Poses (world_from_cam) are those of the frames whose camera some edge of the tree is in; others are left to PnP.
+    """
     scores = {
         e: float(d.confidence_i.mean() * d.confidence_j.mean())
         for e, d in zip(edges, data, strict=True)
     }
     index = {e: k for k, e in enumerate(edges)}
-    todo = spanning_tree(scores, n)
+    tree = spanning_tree(scores, n)
+    todo = list(tree)
     clouds: dict[int, Array] = {}
     i, j = todo.pop(0)
     first = data[index[i, j]]
     clouds[i], clouds[j] = first.points_i.astype(np.float64), first.points_j.astype(np.float64)
+    poses = {i: np.eye(4)}
     while todo:
         edge = next(e for e in todo if (e[0] in clouds) != (e[1] in clouds))
         todo.remove(edge)
@@ -162,18 +170,18 @@ def _chain(
         else:
             world_from_pair = similarity_fit(pair.points_j, clouds[j], pair.confidence_j)
             clouds[i] = transform_points(world_from_pair, pair.points_i)
+        poses.setdefault(i, without_scale(world_from_pair))
     focals = []
     for frame in range(n):
-        own = [(scores[e], index[e]) for e in edges if e[0] == frame]
-        best = data[max(own)[1]].points_i if own else clouds[frame]
+        # An edge of the tree before better ones that are not.
+        own = [(e in tree, scores[e], index[e]) for e in edges if e[0] == frame]
+        best = data[max(own)[2]].points_i if own else clouds[frame]
         focal = estimate_focal(best, middle, min_focal=0.5, max_focal=3.5)
         focals.append(focal if np.isfinite(focal) else default_focal(*best.shape[1::-1]))
-    return focals, [clouds[frame] for frame in range(n)]
+    return focals, [clouds[frame] for frame in range(n)], poses
 
 
-def _frame_confidence(
-    edges: Sequence[tuple[int, int]], data: Sequence[Directed], frame: int
-) -> Array:
+def frame_confidence(edges: Sequence[Sequence[int]], data: Sequence[Directed], frame: int) -> Array:
     """Return the best confidence that any pair gives a frame's pixels."""
     found = [d.confidence_i for e, d in zip(edges, data, strict=True) if e[0] == frame]
     found += [d.confidence_j for e, d in zip(edges, data, strict=True) if e[1] == frame]
@@ -255,36 +263,35 @@ def _as_scene(
 
 def relative_motion(
     pairs: PairSet, scale: float = 0.35
-) -> tuple[Array, dict[tuple[int, int], tuple[Array, Array]]]:
+) -> tuple[Array, dict[tuple[int, int], PairView]]:
     """Find what moves as MonST3R does: ego flow against optical flow, stretched to [0, 1] in each pair.
 
     Being relative, it finds motion in static clips too; `residual_motion` is the absolute test.
 
     Returns:
-        (n, H, W) bool, and per pair (i, j), i < j: K of frame i and i_from_j, for tests.
+        (n, H, W) bool, and what each pair (i, j), i < j, says by itself.
     """
     edges = [(int(i), int(j)) for i, j in pairs.edges]
-    data = _directed(pairs)
+    data = directed(pairs)
     index = {e: k for k, e in enumerate(edges)}
     H, W = data[0].confidence_i.shape
     total = np.zeros((pairs.frames, H, W))
     count = np.zeros(pairs.frames)
-    cameras = {}
+    views = {}
     assert pairs.flow_ij is not None
     for i, j in edges:
         if i > j or (j, i) not in index:
             continue
-        view = view_pair(data[index[i, j]], data[index[j, i]])
+        views[i, j] = view = view_pair(data[index[i, j]], data[index[j, i]])
         K = [make_K(f, f, W / 2, H / 2) for f in view.focals]
         i_from_j = invert(view.world_from_cam[0]) @ view.world_from_cam[1]
-        cameras[i, j] = (K[0], i_from_j)
         for a, b, matrix, side in ((i, j, invert(i_from_j), 0), (j, i, i_from_j, 1)):
             flow = pairs.flow_ij[index[a, b]].numpy().transpose(1, 2, 0)
             ego = ego_flow_between(view.depth[side], K[side], K[1 - side], matrix)
             error = np.linalg.norm(ego - flow, axis=-1)
             total[a] += (error - error.min()) / max(float(np.ptp(error)), 1e-9)
             count[a] += 1
-    return total / np.maximum(count, 1)[:, None, None] > scale, cameras
+    return total / np.maximum(count, 1)[:, None, None] > scale, views
 
 
 def ego_flow_between(depth: Array, K_a: Array, K_b: Array, b_from_a: Array) -> Array:
@@ -297,7 +304,8 @@ def ego_flow_between(depth: Array, K_a: Array, K_b: Array, b_from_a: Array) -> A
     return np.stack([u, v], axis=-1) - pixel_grid(H, W)
 
 
-def _directed(pairs: PairSet) -> list[Directed]:
+def directed(pairs: PairSet) -> list[Directed]:
+    """Return the pairs one by one, as numpy arrays."""
     parts = (pairs.points_i, pairs.points_j, pairs.confidence_i, pairs.confidence_j)
     return [Directed(*row) for row in zip(*(x.numpy() for x in parts), strict=True)]
 

@@ -13,6 +13,8 @@ from stream4d.packets import Array
 
 PNP_POINTS = 4000
 """Points that PnP sees: more make it slower, not better."""
+PNP_CONFIDENCE = 3.0
+"""Pixels of this confidence (DUSt3R's, from 1) are good enough for PnP."""
 
 
 def estimate_focal(
@@ -79,7 +81,8 @@ def pose_by_pnp(
 ) -> Array | None:
     """Find cam_from_A of the camera that saw ``points`` at its pixels (RANSAC, SQPnP); None where it fails.
 
-    The more confident half of the pixels is used, thinned to ``PNP_POINTS``; all of them with ``every_pixel``.
+    Pixels of confidence above ``PNP_CONFIDENCE`` are used, or the more confident half where they are fewer, thinned
+    to ``PNP_POINTS``; all of them with ``every_pixel``.
     """
     H, W = points.shape[:2]
     valid = np.isfinite(points).all(-1) & np.isfinite(confidence)
@@ -88,7 +91,8 @@ def pose_by_pnp(
         return None
     order = index
     if not every_pixel:
-        order = index[confidence.ravel()[index] >= np.median(confidence.ravel()[index])]
+        known = confidence.ravel()[index]
+        order = index[(known > PNP_CONFIDENCE) | (known >= np.median(known))]
         order = order[:: max(1, len(order) // PNP_POINTS)]
     object_points = np.ascontiguousarray(points.reshape(-1, 3)[order], np.float64)
     pixels = np.ascontiguousarray(pixel_grid(H, W).reshape(-1, 2)[order])
