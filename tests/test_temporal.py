@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from stream4d.errors import ModelError, WeightsError
 from stream4d.models import flow_net, sampling, temporal
@@ -18,9 +19,10 @@ from stream4d.models.flow_propagation import Propagation
 from stream4d.models.registry import create_model, model_card
 from stream4d.models.temporal_cues import initial_flow, rigid_residuals
 from stream4d.models.temporal_heads import nearest_rotation
-from stream4d.models.temporal_net import NetConfig, TemporalNet
+from stream4d.models.temporal_net import ClipOutput, NetConfig, TemporalNet
 from stream4d.packets import Array, Frame, VideoInfo, Window
 from stream4d.train.layers import LayeredClips, LayerOptions
+from tests.interpreted import run_without_compilation
 
 TINY = NetConfig(quarter=16, tokens=32, depth=2, heads=2, queries=4, memory_frames=2, hidden=16)
 
@@ -304,6 +306,72 @@ def test_shipped_weights_fit_the_wheel() -> None:
         assert temporal.SHIPPED.stat().st_size <= 25_000_000
 
 
+# --- fused kernels against the torch expressions ----------------------------------------------------------------------
+
+
+def both_ways(expression: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Evaluate with kernels (no gradients are wanted) and without."""
+    with torch.no_grad():
+        fused = expression()
+    return fused, expression().detach()
+
+
+def fields(h: int = 16, w: int = 24) -> Tensor:
+    """(2, 2, h, w): both flows of a pair, some of them far out of view."""
+    torch.manual_seed(0)
+    flow = 2 * torch.randn(2, 2, h, w)
+    flow[..., : h // 4, : w // 4] *= 20
+    return flow
+
+
+def test_fused_parts_equal_the_expressions() -> None:
+    """float32 keeps 24 bits; sums of 25 products and bilinear weights at 100 px lose up to seven of them."""
+    flow, full = fields(), fields(64, 96)
+    features, logits = torch.randn(2, 8, 16, 24), 3 * torch.randn(2, 144, 16, 24)
+    values, smooth = torch.randn(2, 4, 16, 24), torch.randn(2, 3, 16, 24)
+    mean = nn.functional.avg_pool2d(full, 4)
+    for expression in (
+        lambda: sampling.round_trip(flow),
+        lambda: torch.cat(flow_net.correlation(features, flow, 2), 1),
+        lambda: torch.cat(flow_net.correlation(features, flow, 1), 1),
+        lambda: flow_net.roughness(full, mean),
+        lambda: sampling.convex_upsample(values, logits),
+        lambda: torch.cat(flow_net.finish_flow(values, logits, smooth, full), 1),
+    ):
+        fused, plain = both_ways(expression)
+        torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-5)
+
+
+def test_fused_propagation_equals_the_expression() -> None:
+    propagation, grey = Propagation(), torch.randn(2, 1, 64, 96)
+    colour, flow = torch.rand(2, 3, 16, 24), fields(64, 96)
+    fused, plain = both_ways(lambda: torch.cat(propagation(flow, grey, colour), 1))
+    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-5)
+
+
+def test_fused_inference_equals_training(video: Array) -> None:
+    """In float32 both give the same flow within 1e-3 px and the same maps within 1e-4."""
+    net = tiny_model(precision="float32").net
+    clip = video[:3]
+    images = torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255
+    given = np.stack([initial_flow(a, b, "fast") for a, b in itertools.pairwise(clip)])
+    initial = torch.from_numpy(given).permute(0, 1, 4, 2, 3)[None]
+
+    def outputs(output: ClipOutput) -> list[Tensor]:
+        return [x for p in output.pairs for x in (p.flow.steps[-1], p.flow.log_sigma, *p.maps)]
+
+    with torch.no_grad():
+        fused = outputs(net(images, initial))
+    plain = outputs(net(images, initial))
+    for i, (a, b) in enumerate(zip(fused, plain, strict=True)):
+        torch.testing.assert_close(a, b, atol=1e-4 if i % 5 else 1e-3, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_kernels_run_without_compilation() -> None:
+    run_without_compilation(__file__, "fused_parts or fused_propagation")
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -477,7 +545,7 @@ def saved(path: Path, **metadata: str) -> Path:
 def test_a_checkpoint_brings_its_own_size(tmp_path: Path) -> None:
     model = create_model("temporal", weights=saved(tmp_path / "a.safetensors"))
     assert model.net.config == TINY  # type: ignore[attr-defined]
-    assert next(model.net.parameters()).dtype == torch.float32  # type: ignore[attr-defined]
+    assert model.net.flow.match_scale.dtype == torch.float32  # type: ignore[attr-defined]
 
 
 def test_missing_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stream4d.models import fused
 from stream4d.models.flow_propagation import Mended, Propagation
 from stream4d.models.sampling import (
     convex_upsample,
@@ -54,6 +55,19 @@ class FrameFeatures(NamedTuple):
     """(B, 3, H/4, W/4) mean colours in [0, 1]."""
 
 
+class MatchFeatures(NamedTuple):
+    """What matching needs of one frame; made once, used with the frame before and with the one after."""
+
+    unit: Tensor
+    """(B, 64, H/8, W/8) descriptors of unit length."""
+    descriptors: Tensor
+    """(B, D, H/4, W/4) descriptors of length 4."""
+    eighth: Tensor
+    """(B, 32, H/8, W/8) context of the fusion."""
+    quarter: Tensor
+    """(B, 32, H/4, W/4) context of the refinement."""
+
+
 class GlobalMatch(NamedTuple):
     """A match of every coarse cell over the whole other frame."""
 
@@ -72,8 +86,8 @@ class FlowFields(NamedTuple):
 
     steps: list[Tensor]
     """Estimates of growing quality, each (B, 2, H, W) pixels; the last is the answer."""
-    mixture: Tensor
-    """(B, 2, H, W): logit of the wide Laplace component and log of its scale in pixels."""
+    mixture: Tensor | None
+    """(B, 2, H, W): logit of the wide Laplace component and log of its scale in pixels; only for training."""
     log_sigma: Tensor
     """(B, 1, H, W) log of the Laplace scale of the answer's error, pixels per axis."""
     match: GlobalMatch
@@ -167,6 +181,45 @@ def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
+def correlation(features: Tensor, flow: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Compare each frame's features (2B, C, h, w) with the other's, brought back along the flow (2B, 2, h, w).
+
+    Returns ``local_correlation`` and the mean absolute difference (2B, 1, h, w).
+    """
+    if fused.fits(features):
+        return fused.correlation(features, flow, radius)
+    moved = warp(swap_directions(features), flow)
+    apart = (features - moved).abs().mean(1, keepdim=True)
+    return local_correlation(features, moved, radius), apart
+
+
+def roughness(flow: Tensor, mean: Tensor) -> Tensor:
+    """Measure how much a flow varies inside each cell around the smooth field of the cells' means."""
+    if fused.fits(flow):
+        return fused.roughness(flow, mean)
+    smooth = F.interpolate(mean, flow.shape[-2:], mode="bilinear", align_corners=False)
+    return F.avg_pool2d(torch.log1p((flow - smooth).abs().sum(1, keepdim=True)), 4)
+
+
+def finish_flow(
+    values: Tensor,  # (2B, 4, h, w): the flow and the initial flow, in pixels of the full image
+    logits: Tensor,  # (2B, 144, h, w) of the convex upsampling
+    smooth: Tensor,  # (2B, 3, h, w): trust, logit of the detail's gain, log of the error's scale
+    initial: Tensor,  # (2B, 2, H, W)
+) -> tuple[Tensor, Tensor]:
+    """Bring a flow and its log scale to full resolution.
+
+    The learned upsampling, and what the initial flow knows inside a cell where it is trusted: an untrained network
+    returns the mended flow.
+    """
+    if fused.fits(values):
+        return fused.finish_flow(values, logits, smooth, initial)
+    both = convex_upsample(values, logits)
+    smooth = F.interpolate(smooth, initial.shape[-2:], mode="bilinear", align_corners=False)
+    detail = smooth[:, :1] * smooth[:, 1:2].sigmoid() * (initial - both[:, 2:])
+    return both[:, :2] + detail, smooth[:, 2:]
+
+
 def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h, w) twice
     """Correlate each cell with its (2r+1)² neighbours in ``b``: (B, (2r+1)², h, w), a quarter of the sum over channels.
 
@@ -235,7 +288,7 @@ class Fusion(nn.Module):
 
     def __init__(self, context: int, tokens: int, hidden: int) -> None:
         super().__init__()
-        self.context = conv(context + tokens, 32, 1)
+        self.context = conv(context + tokens, 32, 1)  # by FlowNet.describe_frame
         self.enter = conv(18 + 3 + 4 + 32, 64)
         self.blocks = nn.ModuleList([conv(64, 64, dilation=d) for d in (1, 2, 4, 1)])
         self.flow = conv(64, 4)
@@ -250,19 +303,17 @@ class Fusion(nn.Module):
         self,
         initial: Tensor,  # (2B, 2, h, w) in cells
         match: GlobalMatch,
-        near: tuple[Tensor, Tensor],  # descriptors of the start and the target frame
-        context: Tensor,
+        unit: Tensor,  # (2B, 64, h, w) descriptors
+        context: Tensor,  # (2B, 32, h, w)
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return flow in cells, the trust in the initial flow's detail (0..1), and the hidden state."""
-        start, target = near
-        costs = [local_correlation(start, warp(target, f), 1) for f in (initial, match.flow)]
+        costs = [correlation(4 * unit, f, 1)[0] for f in (initial, match.flow)]
         errors = [torch.log1p(round_trip(f)) for f in (initial, match.flow)]
         jump = match.flow - initial
         clues = torch.cat(
             [*costs, *errors, match.confidence, jump / (1 + jump.abs()), initial / 16], 1
         )
-        x = torch.cat([clues.to(context.dtype), F.relu(self.context(context))], 1)
-        x = F.relu(self.enter(x))
+        x = F.relu(self.enter(torch.cat([clues.to(context.dtype), context], 1)))
         for block in self.blocks:
             x = x + F.relu(block(x))
         out = self.flow(x).float()
@@ -289,7 +340,7 @@ class Refiner(nn.Module):
     def __init__(self, context: int, descriptor: int, hidden: int, radius: int) -> None:
         super().__init__()
         self.radius = radius
-        self.context = conv(context, 32, 1)
+        self.context = conv(context, 32, 1)  # by FlowNet.describe_frame
         self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + 3 + hidden, hidden)
         self.blocks = nn.ModuleList([conv(hidden, hidden, dilation=d) for d in (1, 2)])
         self.update = conv(hidden, hidden)
@@ -301,32 +352,16 @@ class Refiner(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         _smooth_upsampling(self.mask[2])
 
-    def prepare(self, context: Tensor, initial: Tensor, mended: Mended) -> Tensor:
-        """Compute once what does not change over iterations: context, and clues from full resolution.
-
-        The clues say where the initial flow fails: how far the other frame, brought back along it, differs from this
-        one, how much the flow varies inside a cell, and how far propagation kept it.
-        """
-        size = context.shape[-2:]
-        inside = initial - resize_flow(resize_flow(initial, size), initial.shape[-2:])
-        rough = torch.log1p(inside.abs().sum(1, keepdim=True))
-        apart, trust = mended.apart.clamp(max=3), mended.trust.detach()
-        clues = torch.cat([apart, F.avg_pool2d(rough, 4), trust], 1)
-        return torch.cat([F.relu(self.context(context)), clues.to(context.dtype)], 1)
-
     def forward(
         self,
         flow: Tensor,  # (2B, 2, h, w) pixels of the level
         initial: Tensor,  # the classical flow at this level
         hidden: Tensor,
-        context: Tensor,
-        near: tuple[Tensor, Tensor],
+        context: Tensor,  # (2B, 35, h, w) of the frame and from full resolution
+        descriptors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the better flow and the next hidden state."""
-        start, target = near
-        moved = warp(target, flow)
-        costs = local_correlation(start, moved, self.radius)
-        apart = (start - moved).abs().mean(1, keepdim=True)
+        costs, apart = correlation(descriptors, flow, self.radius)
         back = torch.log1p(round_trip(flow))
         away = (initial - flow).clamp(-8, 8) / 4
         clues = torch.cat([costs.float(), away, back, apart.float()], 1).to(hidden.dtype)
@@ -361,55 +396,70 @@ class FlowNet(nn.Module):
         self.describe = conv(quarter + 64, descriptor, 1)
         self.refiner = Refiner(quarter, descriptor, hidden, radius)
 
+    def describe_frame(self, features: FrameFeatures, tokens: Tensor) -> MatchFeatures:
+        """Prepare a frame with tokens (B, C, H/16, W/16) for matching."""
+        quarter, eighth = features.quarter, features.eighth
+        upped = F.interpolate(tokens, eighth.shape[-2:], mode="bilinear", align_corners=False)
+        unit = F.normalize(eighth + self.match_tokens(upped), dim=1)
+        wide = F.interpolate(unit, quarter.shape[-2:], mode="bilinear", align_corners=False)
+        fine = self.describe(torch.cat([quarter, 8 * wide.to(quarter.dtype)], 1))
+        return MatchFeatures(
+            unit,
+            4 * F.normalize(fine - fine.mean(1, keepdim=True), dim=1),
+            F.relu(self.fusion.context(torch.cat([eighth, upped], 1))),
+            F.relu(self.refiner.context(quarter)),
+        )
+
     def forward(
         self,
         a: FrameFeatures,
         b: FrameFeatures,
-        tokens: tuple[Tensor, Tensor],  # (B, C, H/16, W/16) of a and b
+        matching: tuple[MatchFeatures, MatchFeatures],
         initial: Tensor,  # (2B, 2, H, W): a → b, then b → a
         *,
         iterations: int | None = None,
     ) -> FlowFields:
-        size8, size4 = a.eighth.shape[-2:], a.quarter.shape[-2:]
-        quarter = torch.cat([a.quarter, b.quarter])
-        eighth = torch.cat([a.eighth, b.eighth])
-        upped = F.interpolate(torch.cat(tokens), size8, mode="bilinear", align_corners=False)
-        unit = F.normalize(eighth + self.match_tokens(upped), dim=1)
+        size8, size4, size = a.eighth.shape[-2:], a.quarter.shape[-2:], initial.shape[-2:]
         scale = self.match_scale.exp().clamp(max=100)
-        unit_a, unit_b = unit.chunk(2)
-        match = global_match(unit_a, unit_b, scale)
+        match = global_match(matching[0].unit, matching[1].unit, scale)
+        near = MatchFeatures(*(torch.cat(both) for both in zip(*matching, strict=True)))
         grey = torch.cat([a.grey, b.grey])
         mended = self.propagation(initial, grey, torch.cat([a.colour, b.colour]))
-        given4, initial4 = resize_flow(initial, size4), mended.flow / 4
+        given4, initial4 = mended.mean / 4, mended.flow / 4
         initial8 = resize_flow(initial4, size8)
-        context8 = torch.cat([eighth, upped], 1)
-        flow8, trust, hidden8 = self.fusion(
-            initial8, match, (4 * unit, swap_directions(4 * unit)), context8
-        )
+        flow8, trust, hidden8 = self.fusion(initial8, match, near.unit, near.eighth)
         trust = F.interpolate(trust, size4, mode="bilinear", align_corners=False)
         coarse = resize_flow(flow8, size4)
         # The detail that 1/8 cannot carry comes from the initial flow where it is trusted.
         flow = coarse + trust * (initial4 - resize_flow(initial8, size4))
         hidden = torch.tanh(F.interpolate(hidden8, size4, mode="bilinear", align_corners=False))
-        wide = F.interpolate(unit, size4, mode="bilinear", align_corners=False)
-        descriptors = self.describe(torch.cat([quarter, 8 * wide.to(quarter.dtype)], 1))
-        descriptors = 4 * F.normalize(descriptors - descriptors.mean(1, keepdim=True), dim=1)
-        near = (descriptors, swap_directions(descriptors))
-        context = self.refiner.prepare(quarter, initial, mended)
-        size = initial.shape[-2:]
-        steps = [resize_flow(flow, size)] if torch.is_grad_enabled() else []
+        context = torch.cat([near.quarter, _clues(initial, mended).to(near.quarter.dtype)], 1)
+        is_training = torch.is_grad_enabled()
+        steps = [resize_flow(flow, size)] if is_training else []
         for _ in range(iterations or self.iterations):
-            flow, hidden = self.refiner(flow.detach(), given4, hidden, context, near)
-            if torch.is_grad_enabled():
+            flow, hidden = self.refiner(flow.detach(), given4, hidden, context, near.descriptors)
+            if is_training:
                 steps.append(resize_flow(flow, size))
         mask = self.refiner.mask(hidden)
         scales = self.refiner.scale(hidden).float()
-        scales = F.interpolate(scales, size, mode="bilinear", align_corners=False)
-        # The last step takes the learned upsampling, and what the initial flow knows inside a cell where it is
-        # trusted: an untrained network returns the mended flow. Earlier steps are there for their losses.
-        both = convex_upsample(4 * torch.cat([flow, given4], 1), mask)
-        kept = F.interpolate(mended.trust, size, mode="bilinear", align_corners=False)
-        detail = kept * (scales[:, 3:] + 3).sigmoid() * (initial - both[:, 2:])
-        steps = [*steps[:-1], both[:, :2] + detail]
-        mixture = torch.cat([scales[:, :1], 10 * torch.sigmoid(scales[:, 1:2] - 1)], 1)
-        return FlowFields(steps, mixture, scales[:, 2:3], match, hidden, mask, flow)
+        smooth = torch.cat([mended.trust, scales[:, 3:] + 3, scales[:, 2:3]], 1)
+        answer, log_sigma = finish_flow(4 * torch.cat([flow, given4], 1), mask, smooth, initial)
+        # Earlier steps are there for their losses.
+        steps = [*steps[:-1], answer]
+        mixture = _mixture(scales, size) if is_training else None
+        return FlowFields(steps, mixture, log_sigma, match, hidden, mask, flow)
+
+
+def _clues(initial: Tensor, mended: Mended) -> Tensor:
+    """Say where the initial flow fails, from full resolution: (2B, 3, H/4, W/4).
+
+    How far the other frame, brought back along it, differs from this one, how much the flow varies inside a cell, and
+    how far propagation kept it.
+    """
+    rough = roughness(initial, mended.mean)
+    return torch.cat([mended.apart.clamp(max=3), rough, mended.trust.detach()], 1)
+
+
+def _mixture(scales: Tensor, size: tuple[int, ...]) -> Tensor:
+    scales = F.interpolate(scales[:, :2], size, mode="bilinear", align_corners=False)
+    return torch.cat([scales[:, :1], 10 * torch.sigmoid(scales[:, 1:] - 1)], 1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stream4d.models import fused
 from stream4d.models.sampling import pixel_grid, swap_directions, warp
 
 DILATIONS = (16, 8, 4, 2, 1, 8, 4, 2, 1)
@@ -31,6 +32,8 @@ class Mended(NamedTuple):
     """(2B, 1, h, w) in [0, 1]: how far the initial flow was kept."""
     apart: Tensor
     """(2B, 1, h, w) difference of the images along the initial flow, in deviations of the image."""
+    mean: Tensor
+    """(2B, 2, h, w) the initial flow averaged over each cell, in pixels of the full image."""
 
 
 class Propagation(nn.Module):
@@ -50,6 +53,8 @@ class Propagation(nn.Module):
 
     def forward(self, flow: Tensor, grey: Tensor, colour: Tensor) -> Mended:
         """Mend both directions: flow (2B, 2, H, W), grey (2B, 1, H, W), colour (2B, 3, H/4, W/4)."""
+        if fused.fits(flow):
+            return self._fused(flow, grey, colour)
         trust, alike, apart = self._trust(flow, grey)
         start = F.avg_pool2d(flow, 4)
         own = self.own.exp() * alike
@@ -62,7 +67,14 @@ class Propagation(nn.Module):
             arrived = (spread[:, :2] + 9 * own * start) / (spread[:, 2:] + 9 * own)
             mended = trust * start + (1 - trust) * arrived
             weight = torch.maximum(trust, (spread[:, 2:] / 9).clamp(max=1))
-        return Mended(mended, trust, apart)
+        return Mended(mended, trust, apart, start)
+
+    def _fused(self, flow: Tensor, grey: Tensor, colour: Tensor) -> Mended:
+        limits = [float(x.exp()) for x in (self.miss_px, self.miss_share, self.contrast)]
+        scales = {d: float(self.colour[d.bit_length() - 1].exp()) for d in set(DILATIONS)}
+        maps = fused.mend(flow, grey, colour, limits, scales, float(self.own.exp()), DILATIONS)
+        mended, trust, _, apart, mean = maps.split([2, 1, 1, 1, 2], 1)
+        return Mended(mended, trust, apart, mean)
 
     def _trust(self, flow: Tensor, grey: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Trust in the initial flow per cell, how alike the images are along it, and how far apart."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stream4d.models import fused
+
 
 def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:  # (2, h, w) as (x, y), float32
     """List pixel-centre coordinates."""
@@ -44,8 +46,10 @@ def resize_flow(flow: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def convex_upsample(values: Tensor, logits: Tensor, factor: int = 4) -> Tensor:
     """Upsample by learned convex combinations of 3×3 neighbours (RAFT, Teed & Deng 2020, §3.3)."""
+    if factor == 4 and fused.fits(values):
+        return fused.convex_upsample(values, logits)
     B, _, h, w = values.shape
-    weights = logits.float().view(B, 1, 9, factor * factor, h, w).softmax(2)
+    weights = logits.float().reshape(B, 1, 9, factor * factor, h, w).softmax(2)
     padded = F.pad(values.float(), (1,) * 4, mode="replicate")[:, :, None]
     # Neighbour by neighbour: the product of all at once would be nine times as large as the result.
     out = weights[:, :, 0] * padded[..., :h, :w]
@@ -63,5 +67,7 @@ def swap_directions(x: Tensor) -> Tensor:
 
 def round_trip(flow: Tensor) -> Tensor:  # (2B, 2, h, w) -> (2B, 1, h, w)
     """Measure by how much going there and back misses the start, in pixels of the level."""
+    if fused.fits(flow):
+        return fused.round_trip(flow)
     miss = flow + warp(swap_directions(flow), flow)
     return miss.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()

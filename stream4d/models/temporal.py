@@ -6,6 +6,7 @@ The network is in ``temporal_net``. Licence of the weights: Apache-2.0; the enco
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -18,12 +19,12 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.errors import ModelError, WeightsError
 from stream4d.models.base import ModelCard
-from stream4d.models.flow_net import FrameFeatures
+from stream4d.models.flow_net import FrameFeatures, MatchFeatures
 from stream4d.models.temporal_cues import InitialFlow, initial_flow
 from stream4d.models.temporal_net import STRIDE, FrameState, NetConfig, PairState, TemporalNet
 from stream4d.models.temporal_tokens import TokenMemory
@@ -128,6 +129,16 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and probe is not None and bool(probe())
 
 
+def _for_inference(net: TemporalNet, dtype: torch.dtype) -> TemporalNet:
+    """Copy a network with its weights as the arithmetic wants them, so that no call converts them again."""
+    net = copy.deepcopy(net).eval().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+    # Channels together: oneDNN's convolutions and our kernels take maps as they lie.
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 class TemporalModel:
     """Network and options; sessions hold the memory of one stream each."""
 
@@ -137,11 +148,11 @@ class TemporalModel:
         self.card = CARD
         self.device = torch.device(device)
         self.options = options
-        self.net = net.to(self.device).eval().requires_grad_(False)
         wants = options.precision == "bfloat16" or (
             options.precision == "auto" and has_bfloat16(self.device)
         )
         self.dtype = torch.bfloat16 if wants else torch.float32
+        self.net = _for_inference(net, self.dtype).to(self.device)
 
     @classmethod
     def create(
@@ -316,6 +327,7 @@ class TemporalSession:
                 tensors |= {f"keys.{i}": k, f"values.{i}": v}
         if self._last is not None:
             tensors |= {f"features.{n}": x for n, x in self._last.features._asdict().items()}
+            tensors |= {f"matching.{n}": x for n, x in self._last.matching._asdict().items()}
             tensors |= {"tokens": self._last.tokens, "focal": self._last.focal}
         out |= {name: _exact(x) for name, x in tensors.items() if x is not None}
         if self._last_rgb is not None:
@@ -344,7 +356,8 @@ class TemporalSession:
                 tuple(tensor(f"values.{i}") for i in layers),
             )
             features = FrameFeatures(*(tensor(f"features.{n}") for n in FrameFeatures._fields))
-            self._last = FrameState(features, tensor("tokens"), tensor("focal"))
+            matching = MatchFeatures(*(tensor(f"matching.{n}") for n in MatchFeatures._fields))
+            self._last = FrameState(features, matching, tensor("tokens"), tensor("focal"))
             self._last_rgb = np.array(state["rgb"])
         found: dict[int, dict[str, Array]] = {}
         for name, value in state.items():

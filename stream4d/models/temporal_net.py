@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.errors import ModelError
-from stream4d.models.flow_net import FlowFields, FlowNet, FrameEncoder, FrameFeatures
+from stream4d.models.flow_net import (
+    FlowFields,
+    FlowNet,
+    FrameEncoder,
+    FrameFeatures,
+    MatchFeatures,
+)
 from stream4d.models.sampling import convex_upsample, resize_flow, round_trip, warp
 from stream4d.models.temporal_cues import rigid_residuals
 from stream4d.models.temporal_heads import (
@@ -73,6 +79,7 @@ class FrameState(NamedTuple):
     """Everything later frames need of this one."""
 
     features: FrameFeatures
+    matching: MatchFeatures
     tokens: Tensor
     """(B, C, H/16, W/16)."""
     focal: Tensor
@@ -142,7 +149,9 @@ class TemporalNet(nn.Module):
             1,
         )
         tokens, memory = self.tokens(inputs, memory)
-        return FrameState(features, tokens, self.focal(tokens, memory.queries)), memory
+        matching = self.flow.describe_frame(features, tokens)
+        focal = self.focal(tokens, memory.queries)
+        return FrameState(features, matching, tokens, focal), memory
 
     def relate(
         self,
@@ -157,11 +166,11 @@ class TemporalNet(nn.Module):
     ) -> PairState:
         """Relate two consecutive frames."""
         flow = self.flow(
-            a.features, b.features, (a.tokens, b.tokens), initial, iterations=iterations
+            a.features, b.features, (a.matching, b.matching), initial, iterations=iterations
         )
         quarter = flow.quarter.detach()
         h, w = quarter.shape[-2:]
-        log_sigma = F.interpolate(flow.log_sigma.detach(), (h, w), mode="area")
+        log_sigma = F.avg_pool2d(flow.log_sigma.detach(), 4)
         trip = round_trip(quarter)
         if rigid is None:
             rigid = batch_residuals(quarter, trip)

@@ -1,0 +1,334 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Numba kernels of the temporal model: flow fields and feature maps of one direction of a frame pair.
+
+They are the fused twins of torch expressions, for inference on a CPU (``fused.py`` calls them, ``sampling.py``,
+``flow_net.py`` and ``flow_propagation.py`` hold the expressions). Maps are float32; (h, w, C) keeps channels together.
+Inner loops run over pixels, sub-pixels or channels without branches, so that the compiler can use vectors.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+FLAGS = {"contract", "reassoc"}
+"""Vector sums of dot products: the correlation takes a third of its time without. Neither loses a NaN."""
+
+ZERO, ONE = np.float32(0), np.float32(1)
+LOG2_E = np.float32(1.4426950408889634)
+LOWEST = np.float32(-87)
+C0, C1, C2, C3, C4, C5 = (
+    np.float32(c)
+    for c in (0.999999923, 0.693142171, 0.240171588, 0.055278135, 0.00918687438, 0.000938116473)
+)
+CELL = 4
+"""Pixels along the side of a cell: maps of features are at a quarter of the resolution."""
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS, inline="always")
+def exponentials(x, bits, n):
+    """Replace the first n values of ``x``, all ≤ 0, by their exponentials; ``bits`` is room for n int32.
+
+    2^f by a polynomial on (-1, 0] (relative error 8e-8), 2^k by the bits of the exponent. Unlike calls of the C
+    library, this runs on vectors.
+    """
+    power = bits.view(np.float32)
+    for i in range(n):
+        t = max(x[i], LOWEST) * LOG2_E
+        k = np.int32(t)
+        f = t - np.float32(k)
+        bits[i] = np.int32((k + 127) << 23)
+        x[i] = C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5))))
+    for i in range(n):
+        x[i] *= power[i]
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def trust_of_cells(flow, back, grey, other, limits, out):
+    """Sum up per cell how far a flow (H, W, 2) can be trusted: ``out`` (5, H/4, W/4).
+
+    Its maps: trust, likeness of the images (``grey`` and, at the flow's end, ``other``, (H, W) each), their difference,
+    mean flow (2). ``back`` is the flow of the other direction; ``limits``: pixels and share of the length by which a
+    round trip may miss, contrast.
+    """
+    H, W = grey.shape
+    trip, alike, apart = np.empty(W, np.float32), np.empty(W, np.float32), np.empty(W, np.float32)
+    seen, bits = np.empty(W, np.float32), np.empty(W, np.int32)
+    right, bottom = np.float32(W - 1), np.float32(H - 1)
+    share = np.float32(1 / CELL**2)
+    out[:] = ZERO
+    for y in range(H):
+        row = y // CELL
+        for x in range(W):
+            u, v = flow[y, x, 0], flow[y, x, 1]
+            px, py = np.float32(x) + u, np.float32(y) + v
+            ax, ay = min(max(px, ZERO), right), min(max(py, ZERO), bottom)
+            seen[x] = ONE if ax == px and ay == py else ZERO
+            x0, y0 = np.int32(ax), np.int32(ay)
+            x1, y1 = min(x0 + 1, W - 1), min(y0 + 1, H - 1)
+            fx, fy = ax - np.float32(x0), ay - np.float32(y0)
+            w01, w10, w11 = fx * (ONE - fy), (ONE - fx) * fy, fx * fy
+            w00 = (ONE - fx) * (ONE - fy)
+            du = u + w00 * back[y0, x0, 0] + w01 * back[y0, x1, 0]
+            du += w10 * back[y1, x0, 0] + w11 * back[y1, x1, 0]
+            dv = v + w00 * back[y0, x0, 1] + w01 * back[y0, x1, 1]
+            dv += w10 * back[y1, x0, 1] + w11 * back[y1, x1, 1]
+            g = (
+                w00 * other[y0, x0]
+                + w01 * other[y0, x1]
+                + w10 * other[y1, x0]
+                + w11 * other[y1, x1]
+            )
+            limit = limits[0] + limits[1] * np.sqrt(u * u + v * v)
+            trip[x] = -(du * du + dv * dv) / (limit * limit)
+            apart[x] = abs(g - grey[y, x])
+            alike[x] = -((apart[x] / limits[2]) ** np.int32(2))
+        exponentials(trip, bits, W)
+        exponentials(alike, bits, W)
+        for cell in range(W // CELL):
+            for x in range(CELL * cell, CELL * cell + CELL):
+                like = alike[x] * seen[x] * share
+                out[0, row, cell] += trip[x] * like
+                out[1, row, cell] += like
+                out[2, row, cell] += apart[x] * share
+                out[3, row, cell] += flow[y, x, 0] * share
+                out[4, row, cell] += flow[y, x, 1] * share
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def roughness(flow, mean_u, mean_v, out):
+    """Measure how much a flow (H, W, 2) varies inside each cell around its smooth mean: ``out`` (H/4, W/4).
+
+    The mean over a cell of log(1 + |du| + |dv|), du and dv against the bilinear interpolation of the cells' means.
+    """
+    h, w = out.shape
+    product = np.empty(w)
+    row_u, row_v = np.empty(w, np.float32), np.empty(w, np.float32)
+    for cy in range(h):
+        product[:] = 1.0
+        for sy in range(CELL):
+            away = np.float32((sy + 0.5) / CELL - 0.5)
+            near = max(cy - 1, 0) if away < 0 else min(cy + 1, h - 1)
+            away = abs(away)
+            for cx in range(w):
+                row_u[cx] = mean_u[cy, cx] + away * (mean_u[near, cx] - mean_u[cy, cx])
+                row_v[cx] = mean_v[cy, cx] + away * (mean_v[near, cx] - mean_v[cy, cx])
+            y = CELL * cy + sy
+            for sx in range(CELL):
+                side = np.float32((sx + 0.5) / CELL - 0.5)
+                step = -1 if side < 0 else 1
+                side = abs(side)
+                for cx in range(w):
+                    n = min(max(cx + step, 0), w - 1)
+                    du = flow[y, CELL * cx + sx, 0] - row_u[cx] - side * (row_u[n] - row_u[cx])
+                    dv = flow[y, CELL * cx + sx, 1] - row_v[cx] - side * (row_v[n] - row_v[cx])
+                    product[cx] *= ONE + abs(du) + abs(dv)
+        for cx in range(w):
+            out[cy, cx] = math.log(product[cx]) / CELL**2
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def likeness(colour, dilation, scale, out):
+    """Compare each cell's colour (3, h, w) with its 3×3 neighbours at a distance: ``out`` (9, h, w), 0 outside."""
+    _, h, w = colour.shape
+    bits = np.empty(w, np.int32)
+    gain = np.float32(1 / (3 * scale))
+    out[:] = ZERO
+    for k in range(9):
+        dy, dx = (k // 3 - 1) * dilation, (k % 3 - 1) * dilation
+        first, last = max(0, -dx), min(w, w - dx)
+        for y in range(max(0, -dy), min(h, h - dy)):
+            row = out[k, y, first:last]
+            for x in range(first, last):
+                apart = abs(colour[0, y + dy, x + dx] - colour[0, y, x])
+                apart += abs(colour[1, y + dy, x + dx] - colour[1, y, x])
+                apart += abs(colour[2, y + dy, x + dx] - colour[2, y, x])
+                apart *= gain
+                row[x - first] = -apart * apart
+            exponentials(row, bits, last - first)
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def spread(affinity, dilation, cells, own, weight, mended):
+    """Run one pass of propagation in place: ``weight`` (h, w) and ``mended`` (2, h, w).
+
+    ``affinity`` (9, h, w) is that of the distance; ``cells`` (5, h, w) as ``trust_of_cells`` gives them; ``own`` is the
+    weight of a cell's first flow.
+    """
+    _, h, w = affinity.shape
+    packed, sums = np.empty((3, h, w), np.float32), np.zeros((3, h, w), np.float32)
+    for y in range(h):
+        for x in range(w):
+            packed[0, y, x] = weight[y, x] * mended[0, y, x]
+            packed[1, y, x] = weight[y, x] * mended[1, y, x]
+            packed[2, y, x] = weight[y, x]
+    for k in range(9):
+        dy, dx = (k // 3 - 1) * dilation, (k % 3 - 1) * dilation
+        for y in range(max(0, -dy), min(h, h - dy)):
+            for x in range(max(0, -dx), min(w, w - dx)):
+                a = affinity[k, y, x]
+                sums[0, y, x] += a * packed[0, y + dy, x + dx]
+                sums[1, y, x] += a * packed[1, y + dy, x + dx]
+                sums[2, y, x] += a * packed[2, y + dy, x + dx]
+    for y in range(h):
+        for x in range(w):
+            trust, kept = cells[0, y, x], np.float32(9) * own * cells[1, y, x]
+            arriving = (ONE - trust) / (sums[2, y, x] + kept)
+            for i in range(2):
+                start = cells[3 + i, y, x]
+                mended[i, y, x] = trust * start + arriving * (sums[i, y, x] + kept * start)
+            weight[y, x] = max(trust, min(sums[2, y, x] / np.float32(9), ONE))
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def missed_trips(flow, back, out):
+    """Write the length by which going along ``flow`` (2, h, w) and back misses the start; beyond the view is zero."""
+    _, h, w = flow.shape
+    for y in range(h):
+        for x in range(w):
+            u, v = flow[0, y, x], flow[1, y, x]
+            du, dv = u, v
+            px, py = np.float32(x) + u, np.float32(y) + v
+            if px > -ONE and py > -ONE and px < w and py < h:
+                x0, y0 = math.floor(px), math.floor(py)
+                for cy in range(max(y0, 0), min(y0 + 2, h)):
+                    wy = ONE - abs(py - np.float32(cy))
+                    for cx in range(max(x0, 0), min(x0 + 2, w)):
+                        share = wy * (ONE - abs(px - np.float32(cx)))
+                        du += share * back[0, cy, cx]
+                        dv += share * back[1, cy, cx]
+            out[y, x] = np.sqrt(max(du * du + dv * dv, np.float32(1e-12)))
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def follow(target, flow, room, out):
+    """Sample ``target`` (h, w, C) at each cell plus its flow (2, h, w), zeros beyond the view.
+
+    ``out`` (h + 2 room, w + 2 room, C) has a margin of zeros.
+    """
+    h, w, C = target.shape
+    out[:] = ZERO
+    for y in range(h):
+        for x in range(w):
+            px, py = np.float32(x) + flow[0, y, x], np.float32(y) + flow[1, y, x]
+            if not (px > -ONE and py > -ONE and px < w and py < h):
+                continue
+            x0, y0 = math.floor(px), math.floor(py)
+            for cy in range(max(y0, 0), min(y0 + 2, h)):
+                wy = ONE - abs(py - np.float32(cy))
+                for cx in range(max(x0, 0), min(x0 + 2, w)):
+                    share = wy * (ONE - abs(px - np.float32(cx)))
+                    for c in range(C):
+                        out[y + room, x + room, c] += share * target[cy, cx, c]
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def correlate(start, moved, out):
+    """Correlate each cell of ``start`` (h, w, C) with its neighbours in ``moved`` (h + 2r, w + 2r, C).
+
+    ``out`` (h, w, (2r+1)² + 1): a quarter of each dot product, and last the mean absolute difference.
+    """
+    h, w, C = start.shape
+    room = (moved.shape[0] - h) // 2
+    side = 2 * room + 1
+    for y in range(h):
+        for x in range(w):
+            for k in range(side * side):
+                near = moved[y + k // side, x + k % side]
+                dot = ZERO
+                for c in range(C):
+                    dot += start[y, x, c] * near[c]
+                out[y, x, k] = dot / np.float32(4)
+            apart = ZERO
+            for c in range(C):
+                apart += abs(start[y, x, c] - moved[y + room, x + room, c])
+            out[y, x, side * side] = apart / np.float32(C)
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def blend(weights, v, out):
+    """Write Σ_k weights[16 k + s] · v[k] into ``out`` (16), k the 9 neighbours. Written out: one loop of vectors."""
+    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]
+    for s in range(16):
+        upper = weights[s] * v0 + weights[16 + s] * v1 + weights[32 + s] * v2
+        middle = weights[48 + s] * v3 + weights[64 + s] * v4 + weights[80 + s] * v5
+        out[s] = (
+            upper + middle + weights[96 + s] * v6 + weights[112 + s] * v7 + weights[128 + s] * v8
+        )
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def softmax_of_neighbours(logits, weights, bits, ones, total):
+    """Turn the logits of one cell (9 · 16, neighbour by neighbour) into weights; ``total`` is their sum."""
+    for s in range(16):
+        top = max(max(logits[s], logits[16 + s]), logits[32 + s])
+        top = max(max(top, logits[48 + s]), max(logits[64 + s], logits[80 + s]))
+        total[s] = max(max(top, logits[96 + s]), max(logits[112 + s], logits[128 + s]))
+    for k in range(9):
+        for s in range(16):
+            weights[16 * k + s] = logits[16 * k + s] - total[s]
+    exponentials(weights, bits, 144)
+    blend(weights, ones, total)
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def gather(values, y, x, c, out):
+    """Read channel ``c`` of the 3×3 neighbours in ``values`` (h, w, C), the border repeated."""
+    h, w, _ = values.shape
+    for k in range(9):
+        ny, nx = min(max(y + k // 3 - 1, 0), h - 1), min(max(x + k % 3 - 1, 0), w - 1)
+        out[k] = values[ny, nx, c]
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def upsample(logits, values, out):
+    """Bring ``values`` (h, w, C) to (C, 4h, 4w) by convex combinations of neighbours: logits (h, w, 144)."""
+    h, w, C = values.shape
+    weights, bits = np.empty(144, np.float32), np.empty(144, np.int32)
+    total, result = np.empty(16, np.float32), np.empty(16, np.float32)
+    ones, near = np.ones(9, np.float32), np.empty(9, np.float32)
+    for y in range(h):
+        for x in range(w):
+            softmax_of_neighbours(logits[y, x], weights, bits, ones, total)
+            for c in range(C):
+                gather(values, y, x, c, near)
+                blend(weights, near, result)
+                for s in range(16):
+                    out[c, CELL * y + s // CELL, CELL * x + s % CELL] = result[s] / total[s]
+
+
+@njit(cache=True, nogil=True, fastmath=FLAGS)
+def finish_flow(logits, values, smooth, tent, initial, out, log_sigma):
+    """Bring a flow to full resolution: convex upsampling, and the detail of the initial flow where it is trusted.
+
+    ``logits`` (h, w, 144); ``values`` (h, w, 4): the flow and the cells' initial flow, in pixels of the image;
+    ``smooth`` (h, w, 3): trust, logit of the detail's gain, log of the error's scale, which are interpolated with
+    ``tent`` (144); ``initial`` and ``out`` (H, W, 2); ``log_sigma`` (H, W).
+    """
+    h, w, _ = values.shape
+    weights, bits = np.empty(144, np.float32), np.empty(144, np.int32)
+    up, even = np.empty((4, 16), np.float32), np.empty((3, 16), np.float32)
+    total, gain = np.empty(16, np.float32), np.empty(16, np.float32)
+    ones, near = np.ones(9, np.float32), np.empty(9, np.float32)
+    for y in range(h):
+        for x in range(w):
+            softmax_of_neighbours(logits[y, x], weights, bits, ones, total)
+            for c in range(4):
+                gather(values, y, x, c, near)
+                blend(weights, near, up[c])
+            for c in range(3):
+                gather(smooth, y, x, c, near)
+                blend(tent, near, even[c])
+            for s in range(16):
+                gain[s] = -abs(even[1, s])
+            exponentials(gain, bits, 16)
+            for s in range(16):
+                share = (ONE if even[1, s] > ZERO else gain[s]) / (ONE + gain[s])
+                gain[s] = even[0, s] * share
+            for s in range(16):
+                v, u, keep = CELL * y + s // CELL, CELL * x + s % CELL, ONE / total[s]
+                out[v, u, 0] = keep * up[0, s] + gain[s] * (initial[v, u, 0] - keep * up[2, s])
+                out[v, u, 1] = keep * up[1, s] + gain[s] * (initial[v, u, 1] - keep * up[3, s])
+                log_sigma[v, u] = even[2, s]

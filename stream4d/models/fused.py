@@ -1,0 +1,169 @@
+"""Fused twins of the temporal model's torch expressions, for inference on a CPU.
+
+Each function here equals the expression that calls it, but for rounding (``tests/test_temporal.py`` holds them against
+each other); it makes one pass over memory where torch makes ten. Training, GPUs and compiled graphs keep the
+expressions. Flow fields are (2B, 2, h, w), the first half a → b, the second b → a.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stream4d.models import _kernels_flow as kernels
+from stream4d.packets import Array
+
+
+def fits(x: Tensor) -> bool:
+    """Say whether the kernels may stand in: no gradients are wanted and ``x`` lies in the CPU's memory."""
+    return (
+        x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    )
+
+
+def round_trip(flow: Tensor) -> Tensor:
+    """Do what ``sampling.round_trip`` does."""
+    fields = _planes(flow)
+    out = np.empty((len(fields), *fields.shape[2:]), np.float32)
+    _each(kernels.missed_trips, [(fields[n], fields[m], out[n]) for n, m in _directions(fields)])
+    return torch.from_numpy(out)[:, None]
+
+
+def correlation(features: Tensor, flow: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Do what ``flow_net.correlation`` does."""
+    cells, fields = _cells(features), _planes(flow)
+    N, h, w, C = cells.shape
+    moved = np.empty((N, h + 2 * radius, w + 2 * radius, C), np.float32)
+    out = np.empty((N, h, w, (2 * radius + 1) ** 2 + 1), np.float32)
+    _each(
+        kernels.follow,
+        [(cells[m], fields[n], radius, moved[n]) for n, m in _directions(cells)],
+    )
+    _each(kernels.correlate, [(cells[n], moved[n], out[n]) for n in range(N)])
+    both = torch.from_numpy(out).permute(0, 3, 1, 2)
+    return both[:, :-1], both[:, -1:]
+
+
+def mend(
+    flow: Tensor,  # (2B, 2, H, W)
+    grey: Tensor,  # (2B, 1, H, W)
+    colour: Tensor,  # (2B, 3, H/4, W/4)
+    limits: Sequence[float],
+    scales: dict[int, float],
+    own: float,
+    order: Sequence[int],
+) -> Tensor:
+    """Do what ``Propagation.forward`` does.
+
+    Returns (2B, 7, H/4, W/4): the mended flow, trust, likeness, difference of the images, the flow's mean.
+    """
+    fields, images, colours = _cells(flow), _planes(grey)[:, 0], _planes(colour)
+    N, _, h, w = colours.shape
+    out = np.empty((N, 7, h, w), np.float32)
+    limit = np.array(limits, np.float32)
+    _each(
+        kernels.trust_of_cells,
+        [
+            (fields[n], fields[m], images[n], images[m], limit, out[n, 2:])
+            for n, m in _directions(fields)
+        ],
+    )
+    _each(_propagate, [(colours[n], scales, own, order, out[n]) for n in range(N)])
+    return torch.from_numpy(out)
+
+
+def _propagate(
+    colour: Array, scales: dict[int, float], own: float, order: Sequence[int], out: Array
+) -> None:
+    """Spread one direction's flow in the first two maps of ``out`` (7, h, w), whose others hold what is known."""
+    cells, mended = out[2:], out[:2]
+    affinity = {d: np.empty((9, *colour.shape[1:]), np.float32) for d in scales}
+    for d, scale in scales.items():
+        kernels.likeness(colour, d, np.float32(scale), affinity[d])
+    weight = cells[0] + np.float32(1e-4)
+    mended[:] = cells[3:]
+    for d in order:
+        kernels.spread(affinity[d], d, cells, np.float32(own), weight, mended)
+
+
+def roughness(flow: Tensor, mean: Tensor) -> Tensor:
+    """Do what ``flow_net.roughness`` does."""
+    fields, means = _cells(flow), _planes(mean)
+    out = np.empty((len(means), *means.shape[2:]), np.float32)
+    _each(
+        kernels.roughness,
+        [(fields[n], means[n, 0], means[n, 1], out[n]) for n in range(len(out))],
+    )
+    return torch.from_numpy(out)[:, None]
+
+
+def convex_upsample(values: Tensor, logits: Tensor) -> Tensor:
+    """Do what ``sampling.convex_upsample`` does for a factor of 4."""
+    cells, weights = _cells(values), _cells(logits)
+    N, h, w, C = cells.shape
+    out = np.empty((N, C, 4 * h, 4 * w), np.float32)
+    _each(kernels.upsample, [(weights[n], cells[n], out[n]) for n in range(N)])
+    return torch.from_numpy(out)
+
+
+def finish_flow(
+    values: Tensor, logits: Tensor, smooth: Tensor, initial: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do what ``flow_net.finish_flow`` does."""
+    cells, weights, evens, fields = (_cells(x) for x in (values, logits, smooth, initial))
+    out, log_sigma = np.empty_like(fields), np.empty(fields.shape[:3], np.float32)
+    _each(
+        kernels.finish_flow,
+        [
+            (weights[n], cells[n], evens[n], _tent(), fields[n], out[n], log_sigma[n])
+            for n in range(len(out))
+        ],
+    )
+    return torch.from_numpy(out).permute(0, 3, 1, 2), torch.from_numpy(log_sigma)[:, None]
+
+
+@functools.cache
+def _tent() -> Array:
+    """Weights of bilinear upsampling by 4, laid out as learned ones: 9 neighbours of 16 sub-pixels each."""
+    away = (np.arange(4) + 0.5) / 4 - 0.5
+    line = np.maximum(0, 1 - np.abs(away - np.arange(-1, 2)[:, None]))  # (3, 4)
+    both = line[:, None, :, None] * line[None, :, None, :]  # (3, 3, 4, 4)
+    return np.ascontiguousarray(both.reshape(-1), np.float32)
+
+
+def _directions(x: Array) -> list[tuple[int, int]]:
+    """Pair each entry of a batch with the one of the other direction."""
+    N = len(x)
+    return [(n, (n + N // 2) % N) for n in range(N)]
+
+
+def _planes(x: Tensor) -> Array:  # (N, C, h, w)
+    return np.asarray(x.float().contiguous().numpy())
+
+
+def _cells(x: Tensor) -> Array:  # (N, C, h, w) -> (N, h, w, C)
+    return np.asarray(x.permute(0, 2, 3, 1).float().contiguous().numpy())
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="fused")
+
+
+def _each(kernel: Callable[..., None], jobs: Sequence[tuple[Any, ...]]) -> None:
+    """Run a kernel over a batch, every second entry in another thread where torch may use more than one."""
+    if torch.get_num_threads() == 1:
+        for job in jobs:
+            kernel(*job)
+        return
+    others = [_pool().submit(kernel, *job) for job in jobs[1::2]]
+    for job in jobs[::2]:
+        kernel(*job)
+    for other in others:
+        other.result()
