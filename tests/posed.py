@@ -6,13 +6,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream4d.packets import Array, PosedFrame
+from stream4d.packets import Array, FrameTracks, PosedFrame
 from tests.synthetic import Scene
 
 
 def posed_frame(scene: Scene, index: int, *, is_last: bool = False) -> PosedFrame:
     """Return the truth of frame ``index`` as the pipeline would give it."""
     depth = scene.depth(index).astype(np.float32)
+    # Three pixels that stand for points; the second is hidden in every third frame, the last slot is free.
+    u = np.array([10, 20, 30])
+    seen = np.array([True, index % 3 > 0, True, False])
+    tracks = FrameTracks(
+        id=np.array([0, 1, 2, -1], np.int32),
+        uv=np.array([[10, 12], [20, 12], [30, 12], [np.nan, np.nan]], np.float32),
+        visible=seen,
+        depth=np.where(seen, np.append(depth[12, u], np.nan), np.nan).astype(np.float32),
+    )
     return PosedFrame(
         index=index,
         timestamp_ns=index * 40_000_000,
@@ -25,6 +34,7 @@ def posed_frame(scene: Scene, index: int, *, is_last: bool = False) -> PosedFram
         motion_prob=scene.moving(index).astype(np.float32),
         flow=None if is_last else scene.flow(index, index + 1)[0].astype(np.float32),
         flow_uncertainty=None if is_last else np.full(depth.shape, 0.1, np.float32),
+        tracks=tracks,
         is_keyframe=index % 5 == 0,
         is_metric=True,
     )

@@ -30,6 +30,7 @@ from stream4d.export.output import new_file, new_folder
 from stream4d.export.ply import write_moving_ply, write_ply
 from stream4d.export.source import Selection, pick_segment, static_cloud
 from stream4d.export.splat import SH_C0, write_splat
+from stream4d.export.tracks import write_tracks, write_tracks_csv
 from stream4d.export.trajectory import write_json, write_kitti, write_tum
 from stream4d.geometry.camera import unproject
 from stream4d.geometry.transforms import transform_points
@@ -474,6 +475,35 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path: Path, source: F
     write_moving_ply(source, folder, selection=Selection(stride=9), overwrite=True)
     assert len(list(folder.iterdir())) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["moving"]
+
+
+# --- followed points -----------------------------------------------------------------------------------------
+
+
+def test_followed_points_by_point_and_by_line(tmp_path: Path, source: Frames) -> None:
+    write_tracks(source, tmp_path / "t.npz", selection=Selection(stride=3))
+    with np.load(tmp_path / "t.npz") as file:
+        tracks = dict(file)
+    assert tracks["index"].tolist() == [0, 3, 6, 9]
+    assert tracks["uv"].shape == (3, 4, 2)
+    assert tracks["visible"].tolist() == [[True] * 4, [False] * 4, [True] * 4]
+    write_tracks_csv(source, tmp_path / "t.csv")
+    lines = [line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines()]
+    assert len(lines) == 1 + 3 * 10
+    seen = {(int(n), int(t)): row for n, t, *row in lines[1:]}
+    assert seen[1, 3][3:] == ["0", "", "", ""]
+    point = np.array(seen[2, 6][4:], float)
+    np.testing.assert_allclose(point, tracks["xyz_in_world"][2, 2], rtol=1e-7)
+    uv = (12, 30)
+    truth = unproject(SCENE.depth(6).astype(np.float32), SCENE.K)[uv]
+    np.testing.assert_allclose(point, transform_points(SCENE.world_from_cam(6), truth), rtol=1e-5)
+
+
+def test_a_run_without_followed_points_says_what_to_do(tmp_path: Path, source: Frames) -> None:
+    bare = Frames([dataclasses.replace(frame, tracks=None) for frame in source.frames])
+    with pytest.raises(ExportError, match="--tracks N"):
+        write_tracks(bare, tmp_path / "t.npz")
+    assert not list(tmp_path.iterdir())
 
 
 # --- command -------------------------------------------------------------------------------------------------

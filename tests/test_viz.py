@@ -19,6 +19,7 @@ from rerun.chunk import RrdReader
 
 from stream4d.config import ViewConfig
 from stream4d.errors import ConfigError, ExportError, Stream4DError
+from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame, PoseRevision
 from stream4d.viz import blueprint, colors, replay, rerun_sink, scene_log, viewer_process
 from stream4d.viz.cloud import PointFilter, StaticCloud, frame_points, voxel_for
@@ -331,6 +332,23 @@ def test_recording_holds_every_frame(tmp_path: Path, frames: list[PosedFrame]) -
     shares = dict(rows(path, "/plots/static_share", "scalars"))
     assert shares[3] == pytest.approx(np.mean(frames[3].motion_prob < 0.5))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.rrd"]
+
+
+def test_followed_points_and_their_trails_are_recorded(
+    tmp_path: Path, frames: list[PosedFrame]
+) -> None:
+    path = tmp_path / "run.rrd"
+    record(path, frames)
+    dots = dict(rows(path, "/world/camera/image/tracks", "positions"))
+    assert [len(dots[t]) for t in range(6)] == [2, 3, 3, 2, 3, 3]
+    points = dict(rows(path, "/world/tracks", "positions"))
+    frame = frames[4]
+    truth = camera.unproject(frame.depth, frame.K)[12, 30]
+    np.testing.assert_allclose(
+        points[4][2], transforms.transform_points(frame.world_from_cam, truth), rtol=1e-4
+    )
+    trails = dict(rows(path, "/world/tracks/trails", "strips"))
+    assert len(trails[4]) == 3
 
 
 def test_labels_are_recorded_where_a_model_gives_them(

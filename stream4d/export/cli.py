@@ -30,6 +30,12 @@ FORMATS = {
         "_nerfstudio",
         "folder: transforms.json, pictures, depth, masks",
     ),
+    "tracks": ("stream4d.export.tracks:write_tracks", "_tracks.npz", "followed points, 2D and 3D"),
+    "tracks-csv": (
+        "stream4d.export.tracks:write_tracks_csv",
+        "_tracks.csv",
+        "the same, a line per point and frame",
+    ),
     "tum": ("stream4d.export.trajectory:write_tum", "_tum.txt", "timestamp tx ty tz qx qy qz qw"),
     "kitti": ("stream4d.export.trajectory:write_kitti", "_kitti.txt", "3×4 matrices, 12 numbers"),
     "json": (

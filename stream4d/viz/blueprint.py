@@ -14,10 +14,12 @@ CAMERA = "/world/camera"
 IMAGE = "/world/camera/image"
 MOTION = "/world/camera/image/motion"
 LABELS = "/world/camera/image/labels"
+TRACKS = "/world/camera/image/tracks"
 PATH = "/world/path"
 STATIC = "/world/static"
 MOVING = "/world/moving"
 NOW = "/world/now"
+SPATIAL_TRACKS = "/world/tracks"
 DEPTH, FLOW, CONFIDENCE = "/maps/depth", "/maps/flow", "/maps/confidence"
 PLOTS = "/plots"
 
@@ -85,7 +87,7 @@ def layout(
     """
     scene = rrb.Spatial3DView(
         origin=WORLD,
-        contents=["$origin/**", f"- {MOTION}", f"- {LABELS}"],
+        contents=["$origin/**", f"- {MOTION}", f"- {LABELS}", f"- {TRACKS}/**"],
         name="Scene",
         background=rrb.Background(color=(18, 18, 22)),
         line_grid=rrb.LineGrid3D(visible=False),
@@ -105,8 +107,10 @@ def layout(
 
 
 def _maps(*, has_labels: bool) -> rrb.Vertical:
-    video = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE], name="Video")
-    motion = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE, MOTION], name="Motion")
+    video = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE, f"{TRACKS}/**"], name="Video")
+    motion = rrb.Spatial2DView(
+        origin=IMAGE, contents=[IMAGE, MOTION, f"{TRACKS}/**"], name="Motion"
+    )
     labels = rrb.Spatial2DView(origin=IMAGE, contents=[IMAGE, LABELS], name="Labels")
     depth = rrb.Spatial2DView(origin=DEPTH, name="Depth: near red, far blue")
     flow = rrb.Spatial2DView(origin=FLOW, name="Flow to the next frame")

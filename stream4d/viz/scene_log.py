@@ -12,6 +12,7 @@ from stream4d.packets import Array, PosedFrame, PoseRevision
 from stream4d.viz import blueprint as names
 from stream4d.viz import colors
 from stream4d.viz.cloud import MOVING_FROM, FramePoints, StaticCloud, frame_points, voxel_for
+from stream4d.viz.track_log import TrackLog
 
 PATH_BLOCK = 128
 """Camera positions per line strip: the last strip is sent again with every frame, earlier ones never."""
@@ -72,6 +73,7 @@ class SceneLog:
         self._fit_at_end = fit_at_end
         self._segment: int | None = None
         self._has_labels = False
+        self._tracks = TrackLog(recording)
         self._begin_empty()
         recording.log(names.WORLD, rr.ViewCoordinates.RDF, static=True)
 
@@ -101,6 +103,7 @@ class SceneLog:
         self._send_path_block((len(self._poses) - 1) // PATH_BLOCK)
         self._log_camera(frame)
         self._log_points(frame)
+        self._tracks.log(frame)
         self._log_maps(frame)
         self._log_plots(frame, timing)
 
@@ -119,6 +122,7 @@ class SceneLog:
             world_from_cam=revision.world_from_cam[mine],
             scale=revision.scale[mine],
         )
+        self._tracks.forget()
         moved = self._cloud.revise(revision, np.stack([self._poses[i] for i in at]))
         for i, pose in zip(at, revision.world_from_cam, strict=True):
             self._poses[i] = pose
@@ -149,8 +153,9 @@ class SceneLog:
     def _start_segment(self, frame: PosedFrame) -> None:
         """Begin the 3D scene anew: segments share neither scale nor origin."""
         if self._segment is not None:
-            for entity in (names.PATH, names.STATIC, names.MOVING, names.NOW):
+            for entity in (names.PATH, names.STATIC, names.MOVING, names.NOW, names.SPATIAL_TRACKS):
                 self._rec.log(entity, rr.Clear(recursive=True))
+            self._tracks.forget()
             self._begin_empty()
         self._segment = frame.segment
         self._cloud_sent_at = frame.index
