@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stream4d.geometry import transforms
+from stream4d.geometry.flow import sample
 from stream4d.packets import Array
 
 
@@ -123,3 +124,58 @@ def graph_system(poses: Array, edges, weight: Array, free: Array) -> tuple[Array
 
     J = differences(residuals, 7 * int(free.sum()), 1e-5)
     return J.T @ J, J.T @ residuals(np.zeros(J.shape[1]))
+
+
+def seen_at(cam: Array, rays: Array, rho: Array, P: Array) -> Array:
+    """Return pixels (..., 2) of points on ``rays`` (..., 3) at inverse depth ``rho`` (...), seen from P (3, 4)."""
+    q = rays @ P[:, :3].T + rho[..., None] * P[:, 3]
+    return cam[:2] * q[..., :2] / q[..., 2:] + cam[2:]
+
+
+def fit_pixels(
+    cam: Array, poses: Array, uv: Array, var: Array, step: int, guess: Array, info: Array, nearest: float
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """Twin of ``_kernels_dense.fit_pixels`` by trying all depths: depth, squares per view, those across, views."""
+    h, w = guess.shape
+    u, v = np.meshgrid(step * np.arange(w), step * np.arange(h))
+    rays = np.stack([(u - cam[2]) / cam[0], (v - cam[3]) / cam[1], np.ones((h, w))], -1)
+    tried = np.linspace(0, nearest, 6001)[:, None, None] * np.ones((h, w))
+
+    def squares(rho: Array) -> Array:  # (n, h, w) -> (K, n, h, w)
+        return np.stack(
+            [
+                ((seen_at(cam, rays, rho, P) - at) ** 2).sum(-1) / s
+                for P, at, s in zip(poses, uv, var, strict=True)
+            ]
+        )
+
+    cost = np.nansum(squares(tried), axis=0) + info * (tried - guess) ** 2
+    best = np.take_along_axis(tried, cost.argmin(0)[None], 0)
+    views = np.isfinite(uv[..., 0]).sum(0)
+    across = np.zeros((h, w))
+    for P, at, s in zip(poses, uv, var, strict=True):
+        line = seen_at(cam, rays, best[0] + 1e-5, P) - seen_at(cam, rays, best[0] - 1e-5, P)
+        gap = seen_at(cam, rays, best[0], P) - at
+        cross = (gap[..., 0] * line[..., 1] - gap[..., 1] * line[..., 0]) ** 2
+        across += np.nan_to_num(cross / (line**2).sum(-1) / s)
+    per_view = np.maximum(views, 1)
+    return best[0], np.nansum(squares(best), axis=0)[0] / per_view, across / per_view, views
+
+
+def follow_link(flow: Array, sigma: Array, uv: Array, var: Array) -> tuple[Array, Array]:
+    """Twin of ``_kernels_dense.follow_link``."""
+    nearest = np.clip(np.rint(uv).astype(int), 0, [sigma.shape[1] - 1, sigma.shape[0] - 1])
+    s = sigma[nearest[..., 1], nearest[..., 0]]
+    moved_to = uv + sample(flow, uv)
+    lost = ~(s < 4.0) | np.isnan(moved_to[..., 0])
+    return np.where(lost[..., None], np.nan, moved_to), np.where(lost, var, var + s**2)
+
+
+def smooth_rows(value: Array, keep: Array) -> Array:
+    """Twin of ``_kernels_dense.smooth_rows`` for one of its arrays: each pixel's value reaches each other one."""
+    out = np.zeros_like(value)
+    for j in range(value.shape[1]):
+        for k in range(value.shape[1]):
+            passed = keep[:, min(j, k) + 1 : max(j, k) + 1].prod(axis=1)
+            out[:, j] += passed * value[:, k]
+    return out

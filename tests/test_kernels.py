@@ -7,20 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stream4d.geometry import flow as geometry_flow
 from stream4d.geometry import transforms
 from stream4d.packets import Array
 from stream4d.pose import (
     _kernels_align,
     _kernels_bundle,
-    _kernels_dense,
     _kernels_parts,
     _kernels_pose,
     refine,
 )
 from tests import naive
 from tests.interpreted import run_without_compilation
-from tests.synthetic import Scene
 
 CAM = np.array([210.0, 205.0, 120.0, 90.0])
 
@@ -211,33 +208,6 @@ def test_flat_patches_and_borders_are_refused() -> None:
     assert not _kernels_align.sample_template(flat, 2.0, 20.0, np.eye(2), template)
     assert _kernels_align.sample_template(flat, 20.0, 20.0, np.eye(2), template)
     assert _kernels_align.align_patch(template, flat, 20.0, 20.0, 5, tensor)[2] == -1
-
-
-def test_dense_filter_finds_depth_and_flags_only_what_moves() -> None:
-    scene = Scene("walk", width=96, height=72, focal=82)
-    cam = np.array([82.0, 82.0, 47.5, 35.5])
-    H, W = 72, 96
-    guess = np.full((H, W), 0.3)
-    rho, info = guess.copy(), 1 / (0.5 * guess) ** 2
-    total = np.zeros((H, W))
-    for t in range(8):
-        here = transforms.invert(scene.world_from_cam(t + 1)) @ scene.world_from_cam(t)
-        flow, back = (scene.flow(a, b)[0].astype(np.float32) for a, b in ((t, t + 1), (t + 1, t)))
-        sigma = np.full((H, W), 0.05, np.float32)
-        evidence, source = np.zeros((H, W), np.float32), np.zeros((H, W, 2), np.float32)
-        out, out_info = np.empty((H, W)), np.empty((H, W))
-        _kernels_dense.dense_step(
-            cam, here[:3, :3].copy(), here[:3, 3].copy(), flow, back, sigma, rho, info, guess,
-            np.array([0.01, 0.97, 0.5, 4.0]), out, out_info, evidence, source,
-        )  # fmt: skip
-        total = np.nan_to_num(geometry_flow.sample(total, source.astype(float))) + evidence
-        rho, info = out, out_info
-    moving = scene.moving(8)
-    sure = (info * rho**2 > 400) & ~moving
-    assert sure.mean() > 0.15  # eight frames of a slow camera
-    assert np.median(np.abs(rho * scene.depth(8) - 1)[sure]) < 0.02
-    assert total[moving].mean() > 2
-    assert (total[~moving] > 2).mean() < 0.02
 
 
 def test_kernels_run_without_compilation() -> None:

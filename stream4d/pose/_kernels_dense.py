@@ -1,5 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Numba kernel of the dense depth filter and motion test (words as in ``_kernels_parts.py``)."""
+"""Numba kernels of dense depth and motion (words as in ``_kernels_parts.py``).
+
+They work on a grid of every ``step``-th pixel, (h, w); flow and its 1σ are whole images, (H, W).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,82 @@ import numpy as np
 from numba import njit
 
 from stream4d.pose._kernels_parts import bilinear
+
+LOST_SIGMA = 4.0
+"""1σ of flow, pixels, beyond which a pixel is not followed."""
+BEHIND = 0.05
+"""Depth over that in the first camera below which a point cannot be seen."""
+
+
+@njit(cache=True, nogil=True)
+def follow_link(flow, sigma, uv, var):
+    """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost."""
+    H, W = sigma.shape
+    for i in range(uv.shape[0]):
+        for j in range(uv.shape[1]):
+            u, v = uv[i, j, 0], uv[i, j, 1]
+            s = math.inf
+            if u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
+                s = sigma[int(v + 0.5), int(u + 0.5)]
+            if not s < LOST_SIGMA:
+                uv[i, j, 0] = uv[i, j, 1] = math.nan
+                continue
+            uv[i, j, 0] = u + bilinear(flow[:, :, 0], u, v)
+            uv[i, j, 1] = v + bilinear(flow[:, :, 1], u, v)
+            var[i, j] += s * s
+
+
+@njit(cache=True, nogil=True)
+def _offset(cam, P, a, b, rho, out):
+    """Write pixel u, v and its derivative by rho of the ray (a, b, 1) seen from P (3, 4); False: behind it."""
+    q2 = P[2, 0] * a + P[2, 1] * b + P[2, 2] + rho * P[2, 3]
+    if q2 < BEHIND:
+        return False
+    m = (P[0, 0] * a + P[0, 1] * b + P[0, 2] + rho * P[0, 3]) / q2
+    n = (P[1, 0] * a + P[1, 1] * b + P[1, 2] + rho * P[1, 3]) / q2
+    out[0], out[1] = cam[0] * m + cam[2], cam[1] * n + cam[3]
+    out[2] = cam[0] * (P[0, 3] - m * P[2, 3]) / q2
+    out[3] = cam[1] * (P[1, 3] - n * P[2, 3]) / q2
+    return True
+
+
+@njit(cache=True, nogil=True)
+def fit_pixels(cam, poses, uv, var, step, guess, guess_info, nearest, out):
+    """Fit one inverse depth in [0, nearest] to all views of each pixel, and say how badly it fits.
+
+    ``poses`` (K, 3, 4) take this camera to the others, which see the pixel at ``uv`` (K, h, w, 2) with variance
+    ``var`` (K, h, w); NaN: not seen. ``out`` (5, h, w) receives inverse depth, its information, the squared errors in
+    σ² per view, those across the epipolar line per view (both components where there is no baseline), and the number
+    of views. Gauss–Newton; the guess counts as one more observation of inverse depth.
+    """
+    o = np.empty(4)
+    for i in range(guess.shape[0]):
+        for j in range(guess.shape[1]):
+            a, b = (j * step - cam[2]) / cam[0], (i * step - cam[3]) / cam[1]
+            rho, total = guess[i, j], guess_info[i, j]
+            for _ in range(3):
+                total, slope = guess_info[i, j], guess_info[i, j] * (rho - guess[i, j])
+                for k in range(len(poses)):
+                    u, v = uv[k, i, j, 0], uv[k, i, j, 1]
+                    if not math.isnan(u) and _offset(cam, poses[k], a, b, rho, o):
+                        total += (o[2] * o[2] + o[3] * o[3]) / var[k, i, j]
+                        slope += (o[2] * (o[0] - u) + o[3] * (o[1] - v)) / var[k, i, j]
+                rho = min(max(rho - slope / total, 0.0), nearest)
+            square = across = 0.0
+            count = 0
+            for k in range(len(poses)):
+                u, v = uv[k, i, j, 0], uv[k, i, j, 1]
+                if math.isnan(u) or not _offset(cam, poses[k], a, b, rho, o):
+                    continue
+                du, dv = o[0] - u, o[1] - v
+                length = o[2] * o[2] + o[3] * o[3]
+                both, cross = du * du + dv * dv, du * o[3] - dv * o[2]
+                square += both / var[k, i, j]
+                across += (cross * cross / length if length > 1e-9 else 0.5 * both) / var[k, i, j]
+                count += 1
+            n = max(count, 1)
+            out[0, i, j], out[1, i, j], out[2, i, j] = rho, total, square / n
+            out[3, i, j], out[4, i, j] = across / n, count
 
 
 @njit(cache=True, nogil=True)
@@ -24,83 +103,51 @@ def _read_map(image, u, v):
 
 
 @njit(cache=True, nogil=True)
-def dense_step(
-    cam,
-    R,
-    t,
-    flow,
-    back,
-    sigma,
-    rho_before,
-    info_before,
-    guess,
-    settings,
-    rho,
-    info,
-    evidence,
-    source,
-):
-    """Carry the depth filter one frame on and test each pixel for motion of its own.
+def carry_maps(cam, P, flow, back, sigma, step, rho, info, logit, out):
+    """Bring the maps (h, w) of the frame before to this one; ``out`` (3, h, w): inverse depth, information, log odds.
 
-    ``back`` (H, W, 2) leads from this frame to the one before, ``flow`` and ``sigma`` from there to here; ``R``, ``t``
-    take the camera before to this one. ``guess`` (H, W) is the inverse depth where nothing is known. ``settings`` is
-    (floor px², forgetting, guess σ, mover σ px). Writes inverse depth and its information, ``evidence``: log likelihood
-    ratio of moving to static, and ``source`` (H, W, 2): where each pixel was before, NaN where it was not seen.
+    ``P`` (3, 4) takes the camera before to this one; ``back`` leads from this frame to that one, ``flow`` and ``sigma``
+    from there to here. NaN where a pixel was hidden: the round trip does not close.
     """
-    H, W = rho.shape
-    floor, forget, guess_sigma, mover_sq = settings[0], settings[1], settings[2], settings[3] ** 2
-    for y in range(H):
-        for x in range(W):
-            u, v = x + back[y, x, 0], y + back[y, x, 1]
-            fresh = 1.0 / (guess_sigma * guess[y, x]) ** 2
-            rho[y, x], info[y, x], evidence[y, x] = guess[y, x], fresh, 0.0
-            source[y, x, 0] = source[y, x, 1] = np.nan
+    H, W = sigma.shape
+    h, w = rho.shape
+    for i in range(h):
+        for j in range(w):
+            out[0, i, j] = out[1, i, j] = out[2, i, j] = math.nan
+            bu, bv = back[i * step, j * step, 0], back[i * step, j * step, 1]
+            u, v = j * step + bu, i * step + bv
             if not (u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0):
                 continue
-            nx, ny = int(u + 0.5), int(v + 0.5)
-            gap_u = back[y, x, 0] + bilinear(flow[:, :, 0], u, v)
-            gap_v = back[y, x, 1] + bilinear(flow[:, :, 1], u, v)
-            gap = gap_u * gap_u + gap_v * gap_v
-            spread = sigma[ny, nx]
-            if not (gap < 1.0 + 0.01 * (back[y, x, 0] ** 2 + back[y, x, 1] ** 2)) or not (
-                spread < 4.0
-            ):
+            gap_u, gap_v = bu + bilinear(flow[:, :, 0], u, v), bv + bilinear(flow[:, :, 1], u, v)
+            near = gap_u * gap_u + gap_v * gap_v < 1.0 + 0.01 * (bu * bu + bv * bv)
+            if not near or not sigma[int(v + 0.5), int(u + 0.5)] < LOST_SIGMA:
                 continue
-            source[y, x, 0], source[y, x, 1] = u, v
-            r0 = _read_map(rho_before, u, v)
-            i0 = info_before[ny, nx] * forget
+            x, y = min(u / step, w - 1.001), min(v / step, h - 1.001)
+            r = _read_map(rho, x, y)
             a, b = (u - cam[2]) / cam[0], (v - cam[3]) / cam[1]
-            q0 = R[0, 0] * a + R[0, 1] * b + R[0, 2] + r0 * t[0]
-            q1 = R[1, 0] * a + R[1, 1] * b + R[1, 2] + r0 * t[1]
-            q2 = R[2, 0] * a + R[2, 1] * b + R[2, 2] + r0 * t[2]
-            if q2 < 1e-6:
+            z = P[2, 0] * a + P[2, 1] * b + P[2, 2] + r * P[2, 3]
+            if z < BEHIND:
                 continue
-            m, n = q0 / q2, q1 / q2
-            ru, rv = cam[0] * m + cam[2] - x, cam[1] * n + cam[3] - y
-            eu, ev = cam[0] * (t[0] - m * t[2]) / q2, cam[1] * (t[1] - n * t[2]) / q2
-            var = 1.0 / i0
-            noise = spread * spread + floor
-            # residual covariance: noise * I + var * e eT; a mover adds mover_sq * I
-            ee, re = eu * eu + ev * ev, ru * eu + rv * ev
-            rr = ru * ru + rv * rv
-            along = noise + var * ee
-            square = (
-                (rr - re * re / ee) / noise + re * re / (ee * along) if ee > 1e-12 else rr / noise
-            )
-            moving, moving_along = noise + mover_sq, along + mover_sq
-            if ee > 1e-12:
-                other = (rr - re * re / ee) / moving + re * re / (ee * moving_along)
-            else:
-                other = rr / moving
-            ratio = 0.5 * (square - other - math.log(moving * moving_along / (noise * along)))
-            evidence[y, x] = min(max(ratio, -2.0), 4.0)
-            # Kalman update along the epipolar line, weaker where the pixel seems to move
-            keep = 9.0 / (9.0 + square)
-            gain = var / along * keep
-            r1 = max(r0 - gain * re, 0.1 * r0)
-            i1 = i0 + keep * ee / noise
-            z = (R[2, 0] * a + R[2, 1] * b + R[2, 2]) + r1 * t[2]
-            if z < 1e-6:
-                continue
-            rho[y, x] = r1 / z
-            info[y, x] = i1 * z * z
+            out[0, i, j] = r / z
+            out[1, i, j] = info[int(y + 0.5), int(x + 0.5)] * z * z
+            out[2, i, j] = bilinear(logit, x, y)
+
+
+@njit(cache=True, nogil=True)
+def smooth_rows(value, weight, keep):
+    """Spread sums of ``value`` and ``weight`` (h, w) along each row, both ways, in place.
+
+    ``keep[i, j]`` in [0, 1] is what passes between pixels j − 1 and j (Gastal & Oliveira, "Domain transform for
+    edge-aware image and video processing", 2011, its recursive filter).
+    """
+    h, w = value.shape
+    to_left_v, to_left_w = np.empty(w), np.empty(w)
+    for i in range(h):
+        v = n = 0.0
+        for j in range(w - 1, -1, -1):
+            to_left_v[j], to_left_w[j] = v, n  # what comes to j from its right
+            v, n = keep[i, j] * (v + value[i, j]), keep[i, j] * (n + weight[i, j])
+        v = n = 0.0
+        for j in range(w):
+            v, n = keep[i, j] * v + value[i, j], keep[i, j] * n + weight[i, j]
+            value[i, j], weight[i, j] = v + to_left_v[j], n + to_left_w[j]

@@ -6,7 +6,6 @@ import numpy as np
 
 from stream4d.packets import Array
 from stream4d.pose import mapping, measure, patches, relocalise, start, track
-from stream4d.pose.densify import densify
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -116,9 +115,6 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
         if not r.keyframe:
             measure.fit(progress, r, r.pose, track.COLD)
     mapping.fill(progress, record)
-    held = [r for r in progress.records if r.index >= first]
-    for before, r in zip([None, *held], held, strict=False):
-        densify(progress, r, before)
 
 
 def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list[Record]) -> None:

@@ -24,7 +24,6 @@ from stream4d.packets import (
     Window,
 )
 from stream4d.pose import anchoring, correction, dense, leaving, locate, measure, patches
-from stream4d.pose.densify import densify
 from stream4d.pose.keyframe_view import Correction, KeyframeListener, NullListener
 from stream4d.pose.mapping import settle_all
 from stream4d.pose.progress import Progress
@@ -123,7 +122,6 @@ class PoseChain:
                 locate.locate(progress, record, previous)
             else:
                 anchoring.try_start(progress, record)
-        densify(progress, record, previous)
         progress.records.append(record)
         correction.show_keyframes(progress)
         return progress

@@ -82,7 +82,6 @@ def _correct_record(record: Record, S: Array) -> None:
     scale = float(transforms.scale_of(S))
     record.pose = corrected_pose(record.pose, S)
     record.from_reference[:3, 3] *= scale
-    record.rho, record.rho_info = record.rho / scale, record.rho_info * scale**2
     unit = np.diag([scale, scale, scale, 1.0, 1.0, 1.0])
     record.information = np.linalg.inv(unit) @ record.information @ np.linalg.inv(unit)
 
@@ -98,4 +97,7 @@ def _correct_departed(progress: Progress, correction: Correction) -> None:
         scales[k] = transforms.scale_of(S)
         departed.pose[k] = corrected_pose(departed.pose[k], S)
         departed.from_reference[k, :, 3] *= scales[k]
+    if progress.dense is not None:  # of the frame that left last
+        progress.dense.pose = departed.pose[-1].copy()
+        progress.dense.rescale(float(scales[-1]))
     progress.revisions.append(revision_of(departed.index, departed.pose, scales))

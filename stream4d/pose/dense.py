@@ -1,39 +1,42 @@
-"""Dense depth and motion, carried from frame to frame.
+"""Dense depth, carried from frame to frame.
 
-Each pixel holds an inverse depth with its information (a Kalman filter along epipolar lines, as in Engel, Sturm,
-Cremers, "Semi-dense visual odometry", 2013) and the log odds that its surface moves. The test is absolute: the
-optical flow is compared with what the camera alone would cause, in units of its own uncertainty; there is nothing
-relative to the image, so that a still scene gives an empty mask. Odds are carried along the flow, which gives
-hysteresis.
+Each pixel of a grid holds an inverse depth with its information. A frame is looked at when it leaves: flow then leads
+each pixel through the frames that follow, so that its depth is fitted over a baseline of several frames, and what was
+known of it before is carried along (as in Engel, Sturm, Cremers, "Semi-dense visual odometry", 2013). The grid is
+coarser than the image, as flow is; the image's edges come back when the maps are drawn.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels_dense, track
-from stream4d.pose.map import LocalMap
+from stream4d.pose import _kernels_dense, motion
+from stream4d.pose.guess import Guess
 
-PIXEL_FLOOR = 0.25**2
-"""px²: what pose and interpolation add to the flow's own uncertainty."""
+GRID = 192
+"""Grid pixels along the image's long side, about: flow is not sharper than that at the usual sizes."""
+OFFSETS = (1, 2, 4, 8)
+"""Frames ahead in which a pixel is looked at: near ones are seen well, far ones show depth."""
+FLOOR_VAR = 0.25**2
+"""px²: what pose and interpolation add to the flow's own uncertainty, for the frame next to this one."""
+FLOOR_GROWTH = 0.5
+"""The same per further frame, as a share."""
+FIRST_SIGHT = 0.25
+"""Share of a frame's own measurement in the depth kept: most of it was in the last frame's too."""
 FORGET = 0.97
 """Information kept from frame to frame: what warping costs."""
-GUESS_SIGMA = 0.5
-"""Relative 1σ of an inverse depth that was only spread from patches."""
-MOVER_PX = 4.0
-"""1σ of a mover's own flow."""
-PRIOR_LOGIT = -3.0
-KEEP_LOGIT = 0.85
-"""How much of last frame's odds, above the prior, is carried on."""
-LIMIT_LOGIT = 6.0
+AGREES_SQ = 9.0
+"""Squared difference, σ², at which what was known before counts half."""
+SIGMA_GAIN, SIGMA_FLOOR = 1.0, 0.02
+"""What stated relative errors of depth are multiplied by, and their least, as measured."""
 UNKNOWN_CONFIDENCE = 0.05
 """Chance that a depth within 10 % is hit without knowing anything."""
-CELL = 8
-"""Pixels per cell of the grid on which patches are spread."""
+DEFAULT_SIGMA = 0.5
+"""1σ of flow, pixels, from models that do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,145 +50,166 @@ class Maps:
     depth: Array | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """From one frame to the next, and the pose of the next seen from the frame that leaves."""
+
+    flow: Array
+    """(H, W, 2)."""
+    sigma: Array | None
+    """(H, W) 1σ pixels."""
+    pose: Array | None
+    """(3, 4) next-from-leaving, None where it was not measured."""
+
+
 @dataclass(slots=True, eq=False)
 class DenseState:
-    """The filter at one frame."""
+    """What is known of the frame that left last."""
+
+    rho: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    """(h, w) float64 inverse depth."""
+    info: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    """(h, w) its information."""
+    logit: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    """(h, w) log odds that the surface moves."""
+    pose: Array = field(default_factory=lambda: np.eye(3, 4))
+    """(3, 4) camera-from-world."""
+    segment: int = 0
+
+    def rescale(self, scale: float) -> None:
+        """Multiply all lengths."""
+        self.rho, self.info = self.rho / scale, self.info * scale**2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """How one still point explains the views of each pixel."""
 
     rho: Array
-    """(H, W) float64 inverse depth."""
+    """(h, w) inverse depth."""
     info: Array
-    """(H, W) its information."""
-    logit: Array
-    """(H, W) log odds that the surface moves."""
+    """(h, w) its information, noise taken as seen."""
+    odds: Array
+    """(h, w) log odds of motion that its errors add."""
+    seen: Array
+    """(h, w) number of views."""
 
 
-def first(guess: Array) -> DenseState:
-    """Begin with nothing but a guess of inverse depth (H, W)."""
-    return DenseState(guess, 1 / (GUESS_SIGMA * guess) ** 2, np.full(guess.shape, PRIOR_LOGIT))
+def grid_step(H: int, W: int) -> int:
+    """Return how many pixels lie between those of the grid."""
+    return max(1, round(max(H, W) / GRID))
 
 
-def step(
-    before: DenseState,
-    maps: Maps,
-    cam: Array,
-    here_from_before: Array,
-    guess: Array,
-    *,
-    has_scale: bool,
-) -> DenseState:
-    """Carry the filter to the next frame, ``here_from_before`` (3, 4) away."""
-    H, W = guess.shape
-    rho, info = np.empty((H, W)), np.empty((H, W))
-    evidence, source = np.zeros((H, W), np.float32), np.empty((H, W, 2), np.float32)
-    if maps.flow is None or maps.flow_backward is None:
-        state = first(guess)
-        logit = _model_evidence(maps.motion, H, W) + PRIOR_LOGIT
-        return DenseState(state.rho, state.info, np.clip(logit, -LIMIT_LOGIT, LIMIT_LOGIT))
-    sigma = maps.sigma if maps.sigma is not None else np.full((H, W), 0.5, np.float32)
-    # before the first baseline, what looks like parallax must not look like motion
-    floor = PIXEL_FLOOR if has_scale else 16 * PIXEL_FLOOR
-    settings = np.array([floor, FORGET, GUESS_SIGMA, MOVER_PX])
-    _kernels_dense.dense_step(
-        cam, np.ascontiguousarray(here_from_before[:, :3]), np.ascontiguousarray(here_from_before[:, 3]),
-        maps.flow, maps.flow_backward, sigma, before.rho, before.info, guess, settings, rho, info, evidence, source,
+def carry(
+    before: DenseState, cam: Array, here_from_before: Array, link: Link, back: Array, step: int
+) -> Array:
+    """Return (3, h, w) inverse depth, information and log odds brought to this frame; NaN where it was not seen."""
+    out = np.empty((3, *before.rho.shape))
+    _kernels_dense.carry_maps(
+        cam, here_from_before, link.flow, back, _sigma(link), step, before.rho, before.info, before.logit, out,
     )  # fmt: skip
-    if not has_scale:
-        rho, info = guess, 1 / (GUESS_SIGMA * guess) ** 2
-    carried = cv2.remap(
-        (before.logit - PRIOR_LOGIT).astype(np.float32),
-        source[..., 0],
-        source[..., 1],
-        cv2.INTER_LINEAR,
-    )
-    seen = np.isfinite(source[..., 0])
-    # a lone pixel proves nothing: evidence is averaged over the neighbourhood that moves together
-    weight = cv2.blur(seen.astype(np.float32), (7, 7))
-    shared = cv2.blur(np.where(seen, evidence, 0).astype(np.float32), (7, 7)) / np.maximum(
-        weight, 0.1
-    )
-    logit = PRIOR_LOGIT + KEEP_LOGIT * np.where(seen, carried, 0) + shared
-    logit = logit + _model_evidence(maps.motion, H, W)
-    return DenseState(rho, info, np.clip(logit, -LIMIT_LOGIT, LIMIT_LOGIT).astype(np.float64))
+    return out
 
 
-def _model_evidence(motion: Array | None, H: int, W: int) -> Array:
-    """Return the log odds that the model adds, taken down to half: its frames are not independent."""
-    if motion is None:
-        return np.zeros((H, W))
-    p = np.clip(np.nan_to_num(motion, nan=0.05), 0.02, 0.98)
-    return np.asarray(0.5 * (np.log(p / (1 - p)) - PRIOR_LOGIT), np.float64)
+def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) -> Fit:
+    """Follow the grid's pixels through ``links`` and fit an inverse depth to each."""
+    h, w = guess.rho.shape
+    uv = np.ascontiguousarray(np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1) * float(step))
+    var = np.zeros((h, w))
+    poses, positions, variances = [], [], []
+    for k, link in enumerate(links, 1):
+        _kernels_dense.follow_link(link.flow, _sigma(link), uv, var)
+        if k in OFFSETS and link.pose is not None:
+            poses.append(link.pose)
+            positions.append(uv.copy())
+            variances.append(var + FLOOR_VAR * (1 + FLOOR_GROWTH * (k - 1)) + k * texture)
+    if not poses:
+        nothing = np.zeros((h, w))
+        return Fit(guess.rho, guess.info, nothing, nothing)
+    out = np.empty((5, h, w))
+    _kernels_dense.fit_pixels(
+        cam, np.stack(poses), np.stack(positions), np.stack(variances), step, guess.rho, guess.info,
+        guess.limits[1], out,
+    )  # fmt: skip
+    rho, info, square, across, seen = out
+    noise = motion.noise_scale(across, seen)
+    measured = np.maximum(info - guess.info, 0) / np.maximum(noise, square)
+    return Fit(rho, guess.info + measured, motion.evidence(square, seen, noise), seen)
 
 
-def motion_prob(state: DenseState) -> Array:
-    """Return (H, W) float32 probabilities."""
-    return np.asarray(1 / (1 + np.exp(-state.logit)), np.float32)
+def fuse(fitted: Fit, carried: Array | None, moving: Array) -> tuple[Array, Array]:
+    """Return inverse depth and information (h, w) from this frame's fit and from what was carried along."""
+    if carried is None:
+        return fitted.rho, fitted.info
+    rho, info = carried[0], FORGET * np.nan_to_num(carried[1]) * (1 - moving)
+    rho = np.where(info > 0, rho, fitted.rho)
+    gap = (rho - fitted.rho) ** 2 / (1 / fitted.info + 1 / np.maximum(info, 1e-12))
+    info *= AGREES_SQ / (AGREES_SQ + gap)
+    old, new = (1 - FIRST_SIGHT) * info, FIRST_SIGHT * fitted.info
+    return (old * rho + new * fitted.rho) / (old + new), np.maximum(old + new, fitted.info)
 
 
-def depth_and_confidence(
-    state: DenseState, guess: Array, rgb: Array, *, has_scale: bool
-) -> tuple[Array, Array]:
+def draw(state: DenseState, guess: Guess, rgb: Array, step: int) -> tuple[Array, Array]:
     """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %."""
-    if not has_scale:
-        return np.ones(guess.shape, np.float32), np.full(
-            guess.shape, UNKNOWN_CONFIDENCE, np.float32
-        )
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    moving = 1 / (1 + np.exp(-state.logit))
-    rho = state.rho * (1 - moving) + guess * moving
+    moving = motion.probability(state.logit)
+    rho = np.clip(state.rho, *guess.limits)
+    log_rho = (1 - moving) * np.log(rho) + moving * np.log(guess.rho)
     # relative information: what counts is the error in percent
-    weight = np.minimum(state.info * state.rho**2, 1e6) * (1 - moving) + 0.1
-    smooth, support = guided_mean(np.log(rho).astype(np.float32), weight.astype(np.float32), grey)
-    sigma = 1 / np.sqrt(np.maximum(support, 1e-3)) + 0.02
+    weight = np.minimum(state.info * rho**2, 1e6) * (1 - moving) + 0.1
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    smooth, support = guided_mean(log_rho.astype(np.float32), weight.astype(np.float32), grey, step)
+    sigma = np.sqrt(SIGMA_GAIN**2 / np.maximum(support, 1e-3) + SIGMA_FLOOR**2)
     confidence = _erf(0.1 / (sigma * np.sqrt(2))) * (1 - 0.8 * moving)
-    depth = np.exp(-smooth)
-    return np.clip(depth, 1e-4, 1e5).astype(np.float32), np.clip(confidence, 0, 1).astype(
-        np.float32
-    )
+    depth = np.clip(np.exp(-smooth), 1e-4, 1e5).astype(np.float32)
+    full = enlarge(np.clip(confidence, 0, 1), step, grey.shape)
+    return depth, np.clip(full, 0, 1)
+
+
+def unknown(H: int, W: int) -> tuple[Array, Array]:
+    """Return the depth and confidence of a frame before any baseline was seen."""
+    return np.ones((H, W), np.float32), np.full((H, W), UNKNOWN_CONFIDENCE, np.float32)
+
+
+def enlarge(values: Array, step: int, shape: tuple[int, ...]) -> Array:  # (h, w) -> (H, W) float32
+    """Read a map on the grid at every pixel, bilinearly."""
+    scale = np.array([[1 / step, 0, 0], [0, 1 / step, 0]])
+    full = cv2.warpAffine(
+        values.astype(np.float32), scale, (shape[1], shape[0]),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
+    return np.asarray(full)
+
+
+def guided_mean(
+    value: Array, weight: Array, guide: Array, step: int = 1, reach: int = 4, eps: float = 2e-4
+) -> tuple[Array, Array]:
+    """Smooth ``value`` (h, w) along edges of ``guide`` (H, W); returns it at full size, and the mean weight (h, w).
+
+    Weighted guided filter (He, Sun, Tang 2013) with its coefficients found on the grid (He & Sun 2015); ``reach`` is
+    in pixels of the guide.
+    """
+    radius = max(1, round(reach / step))
+    size = (2 * radius + 1, 2 * radius + 1)
+    g = guide[::step, ::step]
+    total = cv2.blur(weight, size) + 1e-6
+    mean_g = cv2.blur(weight * g, size) / total
+    mean_v = cv2.blur(weight * value, size) / total
+    cov = cv2.blur(weight * g * value, size) / total - mean_g * mean_v
+    var = cv2.blur(weight * g * g, size) / total - mean_g * mean_g
+    slope = cov / (var + eps)
+    offset = mean_v - slope * mean_g
+    norm = cv2.blur(total, size)
+    a = enlarge(cv2.blur(slope * total, size) / norm, step, guide.shape)
+    b = enlarge(cv2.blur(offset * total, size) / norm, step, guide.shape)
+    return np.asarray(a * guide + b), total
+
+
+def _sigma(link: Link) -> Array:
+    if link.sigma is not None:
+        return link.sigma
+    return np.full(link.flow.shape[:2], DEFAULT_SIGMA, np.float32)
 
 
 def _erf(x: Array) -> Array:
     """Return the error function within 4e-4."""
     return np.asarray(np.tanh(x * (1.12838 + 0.10277 * x * x)))
-
-
-def guided_mean(
-    value: Array, weight: Array, guide: Array, radius: int = 4, eps: float = 2e-4
-) -> tuple[Array, Array]:
-    """Smooth ``value`` along edges of ``guide`` (weighted guided filter, He et al. 2013); also the mean weight."""
-    size = (2 * radius + 1, 2 * radius + 1)
-    total = cv2.blur(weight, size) + 1e-6
-    mean_g = cv2.blur(weight * guide, size) / total
-    mean_v = cv2.blur(weight * value, size) / total
-    cov = cv2.blur(weight * guide * value, size) / total - mean_g * mean_v
-    var = cv2.blur(weight * guide * guide, size) / total - mean_g * mean_g
-    slope = cov / (var + eps)
-    offset = mean_v - slope * mean_g
-    a = cv2.blur(slope * total, size)
-    b = cv2.blur(offset * total, size)
-    norm = cv2.blur(total, size)
-    return np.asarray((a * guide + b) / norm), total
-
-
-def spread_patches(local_map: LocalMap, pose: Array) -> Array:
-    """Return (H, W) inverse depth, spread from the patches seen from ``pose``; 1 everywhere before a start."""
-    H, W = local_map.height, local_map.width
-    rows = np.flatnonzero((local_map.host >= 0) & (local_map.rho_info * local_map.rho**2 > 25.0))
-    if len(rows) < 3:
-        return np.ones((H, W))
-    uv, z = track.project_rows(local_map, rows, pose)
-    near = (z > 1e-6) & (uv >= -CELL).all(-1) & (uv[:, 0] < W + CELL) & (uv[:, 1] < H + CELL)
-    if near.sum() < 3:
-        return np.full((H, W), float(np.median(local_map.rho[rows])))
-    h, w = H // CELL + 1, W // CELL + 1
-    weight, value = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
-    cell = np.clip((uv[near] / CELL).astype(int), 0, [w - 1, h - 1])
-    np.add.at(weight, (cell[:, 1], cell[:, 0]), 1)
-    np.add.at(value, (cell[:, 1], cell[:, 0]), local_map.rho[rows[near]] / z[near])
-    mean = float(value.sum() / weight.sum())
-    sum_w, sum_v = np.full_like(weight, 1e-9), np.full_like(weight, 1e-9 * mean)
-    for scale in (1.0, 3.0, 9.0):  # wider kernels count only where narrower ones reach nothing
-        share = 10.0 ** (-2 * np.log2(scale))
-        sum_w += share * cv2.GaussianBlur(weight, (0, 0), scale)
-        sum_v += share * cv2.GaussianBlur(value, (0, 0), scale)
-    rho = cv2.resize(sum_v / sum_w, (W, H), interpolation=cv2.INTER_LINEAR)
-    return np.maximum(rho, 1e-6).astype(np.float64)

@@ -1,22 +1,82 @@
-"""The dense depth and motion of the frames in hand, as the chain carries them along."""
+"""The dense depth and motion of a frame as it leaves, with the frames that follow it in hand."""
 
 from __future__ import annotations
 
-from stream4d.pose import dense, track
+import cv2
+import numpy as np
+
+from stream4d.packets import Array
+from stream4d.pose import dense, motion, track
+from stream4d.pose.guess import guess_depth
 from stream4d.pose.progress import Progress
-from stream4d.pose.record import Record
+from stream4d.pose.record import Record, relative
 
 
-def densify(progress: Progress, record: Record, previous: Record | None) -> None:
-    """Carry depth and motion from the frame before to this one."""
-    local_map = progress.map
-    guess = dense.spread_patches(local_map, record.pose)
-    if previous is None or previous.segment != record.segment or not previous.rho.size:
-        state = dense.first(guess)
-    else:
-        before = dense.DenseState(previous.rho, previous.rho_info, previous.logit)
-        state = dense.step(
-            before, dense.Maps(record.flow_here, record.back_here, record.sigma_here, record.motion),
-            local_map.cam, track.relative_pose(record.pose, previous.pose), guess, has_scale=progress.started,
-        )  # fmt: skip
-    record.rho, record.rho_info, record.logit = state.rho, state.info, state.logit
+def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Array, Array]:
+    """Return depth, confidence and probability of motion, each (H, W) float32, of the oldest frame in hand.
+
+    ``pose`` (3, 4) is that with which it leaves.
+    """
+    H, W = record.rgb.shape[:2]
+    step, cam = dense.grid_step(H, W), progress.map.cam
+    carried = _carried(progress, record, pose, step)
+    still = (
+        None
+        if carried is None
+        else 1 - motion.probability(np.nan_to_num(carried[2], nan=motion.PRIOR_LOGIT))
+    )
+    guess = guess_depth(progress.map, pose, step, still, record.prior_depth)
+    links = _links(progress, record, pose)
+    fitted = dense.fit(cam, links, motion.texture_variance(record.rgb, step), guess, step)
+    grey = cv2.cvtColor(record.rgb, cv2.COLOR_RGB2GRAY)[::step, ::step] / np.float64(255)
+    flow = _flow(links, H, W)[::step, ::step]
+    votes = motion.vote(fitted.odds, fitted.seen + 1e-3, flow, grey)
+    said = None if record.motion is None else record.motion[::step, ::step]
+    logit = motion.update(None if carried is None else carried[2], votes, said)
+    rho, info = dense.fuse(fitted, carried, motion.probability(logit))
+    if not progress.started:
+        rho, info = guess.rho, guess.info
+    state = dense.DenseState(rho, info, logit, pose, record.segment)
+    progress.dense = state
+    depth, confidence = (
+        dense.draw(state, guess, record.rgb, step) if progress.started else dense.unknown(H, W)
+    )
+    probability = motion.probability(dense.enlarge(logit, step, (H, W)))
+    return depth, confidence, probability.astype(np.float32)
+
+
+def _carried(progress: Progress, record: Record, pose: Array, step: int) -> Array | None:
+    before = progress.dense
+    if before is None or not _follows(progress, record):
+        return None
+    if record.flow_here is None or record.back_here is None:
+        return None
+    here = track.relative_pose(pose, before.pose)
+    link = dense.Link(record.flow_here, record.sigma_here, here)
+    return dense.carry(before, progress.map.cam, here, link, record.back_here, step)
+
+
+def _links(progress: Progress, record: Record, pose: Array) -> list[dense.Link]:
+    """Return the ways from this frame to those that follow it or, where none does, to the one before."""
+    links: list[dense.Link] = []
+    if not record.is_tracked:
+        return links
+    at = next(i for i, r in enumerate(progress.records) if r is record)
+    for r in progress.records[at + 1 : at + 1 + max(dense.OFFSETS)]:
+        if r.flow_here is None or r.segment != record.segment:
+            break
+        there = track.relative_pose(relative(r, progress.map), pose) if r.is_tracked else None
+        links.append(dense.Link(r.flow_here, r.sigma_here, there))
+    if not links and record.back_here is not None and _follows(progress, record):
+        assert progress.dense is not None
+        there = track.relative_pose(progress.dense.pose, pose)
+        links.append(dense.Link(record.back_here, record.sigma_here, there))
+    return links
+
+
+def _follows(progress: Progress, record: Record) -> bool:
+    return progress.dense is not None and progress.dense.segment == record.segment
+
+
+def _flow(links: list[dense.Link], H: int, W: int) -> Array:
+    return links[0].flow if links else np.zeros((H, W, 2), np.float32)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from stream4d.packets import Array, PosedFrame, PoseRevision
-from stream4d.pose import dense, track, uncertainty
+from stream4d.pose import track, uncertainty
+from stream4d.pose.densify import densify
 from stream4d.pose.departed import NO_KEYFRAME
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
@@ -18,9 +19,7 @@ def finalise(progress: Progress, record: Record, following: Record | None) -> Po
     """Return the frame as it leaves; ``following`` is the frame after it, where there is one."""
     local_map = progress.map
     pose = _last_fit(progress, record)
-    state = dense.DenseState(record.rho, record.rho_info, record.logit)
-    guess = dense.spread_patches(local_map, pose)
-    maps = dense.depth_and_confidence(state, guess, record.rgb, has_scale=progress.started)
+    depth, confidence, moving = densify(progress, record, pose)
     slot = local_map.slot_of(record.reference)
     hanging = track.relative_pose(pose, local_map.poses[slot] if slot >= 0 else np.eye(3, 4))
     progress.departed.add(
@@ -30,7 +29,7 @@ def finalise(progress: Progress, record: Record, following: Record | None) -> Po
         index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
         K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose),
         pose_covariance=_covariance(progress, record, pose),
-        depth=maps[0], confidence=maps[1], motion_prob=dense.motion_prob(state),
+        depth=depth, confidence=confidence, motion_prob=moving,
         flow=following.flow_here if following is not None else None,
         flow_uncertainty=following.sigma_here if following is not None else None,
         is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,

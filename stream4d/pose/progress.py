@@ -9,6 +9,7 @@ import numpy as np
 from stream4d.config import ChainConfig
 from stream4d.geometry import camera
 from stream4d.packets import Array, Frame, PoseRevision, State
+from stream4d.pose.dense import DenseState
 from stream4d.pose.departed import Departed
 from stream4d.pose.keyframe_view import KeyframeListener, NullListener
 from stream4d.pose.map import LocalMap
@@ -40,6 +41,8 @@ class Progress:
     """Patches that the previous frame saw."""
     velocity: Array = field(default_factory=lambda: np.eye(4))
     """(4, 4) camera-from-previous-camera of the last two measured frames."""
+    dense: DenseState | None = None
+    """Depth and motion of the frame that left last."""
     departed: Departed = field(default_factory=Departed)
     revisions: list[PoseRevision] = field(default_factory=list)
     """Corrections of departed frames that nobody has fetched yet."""
@@ -71,6 +74,8 @@ class Progress:
         out["shape"] = np.array(self.shape)
         out["count"] = np.array(len(self.records))
         out |= pack("map", self.map)
+        if self.dense is not None:
+            out |= pack("dense", self.dense)
         for i, record in enumerate(self.records):
             out |= pack(f"record{i:03d}", record)
         return (
@@ -91,6 +96,8 @@ class Progress:
             setattr(out, name, type(getattr(out, name))(value))
         for i in range(int(state["count"])):
             out.records.append(unpack(f"record{i:03d}", state, Record.empty()))
+        if "dense.rho" in state:
+            out.dense = unpack("dense", state, DenseState())
         listener.restore(part("listener", state))
         return out
 

@@ -39,12 +39,6 @@ class Record:
     rows: Array
     errors: Array
     information: Array
-    rho: Array
-    """(H, W) dense inverse depth; empty before it is known, as are the next two."""
-    rho_info: Array
-    """(H, W) its information."""
-    logit: Array
-    """(H, W) log odds of motion."""
     is_tracked: bool = True
     keyframe: bool = False
     segment: int = 0
@@ -66,16 +60,13 @@ class Record:
         return cls(
             frame.index, frame.timestamp_ns, frame.rgb, pyramid, np.zeros((N, 2)), np.full(N, np.inf), np.zeros((N, 3)),
             np.eye(3, 4), -1, np.eye(4), np.zeros(0, np.int64), np.zeros(0), np.zeros((6, 6)),
-            np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((0, 0)),
         )  # fmt: skip
 
     @classmethod
     def empty(cls) -> Record:
         """Return a record for ``state.unpack`` to fill."""
         none = np.zeros(0)
-        return cls(
-            0, 0, none, (), none, none, none, none, -1, none, none, none, none, none, none, none
-        )
+        return cls(0, 0, none, (), none, none, none, none, -1, none, none, none, none)
 
     def take(self, maps: Maps, previous: Record | None) -> None:
         """Keep what the model predicted of this frame."""

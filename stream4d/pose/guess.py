@@ -1,0 +1,123 @@
+"""Inverse depth where nothing was measured: spread from the map's patches, and from the model's depth if it has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stream4d.geometry.flow import sample
+from stream4d.packets import Array
+from stream4d.pose import track
+from stream4d.pose.map import LocalMap
+
+CELL = 8
+"""Pixels per cell of the grid on which patches are spread."""
+SPREAD_SIGMA = 0.7
+"""Relative 1σ of an inverse depth that was only spread from patches."""
+KNOWN = 25.0
+"""Information of log inverse depth above which a patch has a say: 1σ below 20 %."""
+LEAST_MODEL_SIGMA = 0.1
+"""A model's depth is never taken to be better than that, relative."""
+MIN_PATCHES = 8
+"""Patches from which the scale of a model's depth can be read."""
+FARTHEST, NEAREST = 0.3, 4.0
+"""Least and greatest inverse depth thought possible, over the least and the greatest that the patches show."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guess:
+    """What is expected of a frame before its flow is looked at."""
+
+    rho: Array
+    """(h, w) inverse depth."""
+    sigma: float
+    """1σ of its logarithm."""
+    limits: tuple[float, float]
+    """Least and greatest inverse depth that are possible."""
+
+    @property
+    def info(self) -> Array:
+        """(h, w) information of ``rho``."""
+        return np.asarray(1 / (self.sigma * self.rho) ** 2)
+
+
+def guess_depth(
+    local_map: LocalMap,
+    pose: Array,
+    step: int,
+    still: Array | None = None,  # (h, w) probability
+    depth: Array | None = None,  # (H, W) the model's, any scale
+) -> Guess:
+    """Return the guess on every ``step``-th pixel; 1 everywhere before a start."""
+    uv, rho, weight = _visible(local_map, pose, still, step)
+    spread = _spread(local_map, uv, rho, weight)[::step, ::step]
+    limits = FARTHEST * float(spread.min()), NEAREST * float(spread.max())
+    guess = Guess(np.ascontiguousarray(spread), SPREAD_SIGMA, limits)
+    return guess if depth is None else _with_model(guess, depth, uv, rho, weight, step)
+
+
+def _visible(
+    local_map: LocalMap, pose: Array, still: Array | None, step: int
+) -> tuple[Array, Array, Array]:
+    """Return pixels (n, 2), inverse depth (n,) and weight (n,) of the patches of known depth seen from ``pose``."""
+    H, W = local_map.height, local_map.width
+    rows = np.flatnonzero((local_map.host >= 0) & (local_map.rho_info * local_map.rho**2 > KNOWN))
+    uv, z = track.project_rows(local_map, rows, pose)
+    seen = (z > 1e-6) & (uv >= -CELL).all(-1) & (uv[:, 0] < W + CELL) & (uv[:, 1] < H + CELL)
+    uv, rho = uv[seen], local_map.rho[rows[seen]] / z[seen]
+    weight = np.ones(len(uv))
+    if still is not None:
+        inside = np.clip(uv / step, 0, [still.shape[1] - 1, still.shape[0] - 1])
+        weight = np.maximum(sample(still, inside), 1e-3)
+    return uv, rho, weight
+
+
+def _spread(local_map: LocalMap, uv: Array, rho: Array, weight: Array) -> Array:  # (H, W)
+    H, W = local_map.height, local_map.width
+    if len(uv) < 3:
+        known = local_map.rho[
+            (local_map.host >= 0) & (local_map.rho_info * local_map.rho**2 > KNOWN)
+        ]
+        return np.full((H, W), float(np.median(known)) if len(known) >= 3 else 1.0)
+    h, w = H // CELL + 1, W // CELL + 1
+    total, value = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
+    cell = np.clip((uv / CELL).astype(int), 0, [w - 1, h - 1])
+    np.add.at(total, (cell[:, 1], cell[:, 0]), weight)
+    np.add.at(value, (cell[:, 1], cell[:, 0]), weight * rho)
+    mean = float(value.sum() / total.sum())
+    sum_w, sum_v = np.full_like(total, 1e-9), np.full_like(total, 1e-9 * mean)
+    for scale in (1.0, 3.0, 9.0):  # wider kernels count only where narrower ones reach nothing
+        share = 10.0 ** (-2 * np.log2(scale))
+        sum_w += share * cv2.GaussianBlur(total, (0, 0), scale)
+        sum_v += share * cv2.GaussianBlur(value, (0, 0), scale)
+    spread = cv2.resize(sum_v / sum_w, (W, H), interpolation=cv2.INTER_LINEAR)
+    return np.maximum(spread, 1e-6).astype(np.float64)
+
+
+def _with_model(
+    guess: Guess, depth: Array, uv: Array, rho: Array, weight: Array, step: int
+) -> Guess:
+    """Blend in the model's depth: its scale and its 1σ are read off the patches, per frame."""
+    H, W = depth.shape
+    there = sample(depth.astype(np.float64), np.clip(uv, 0, [W - 1, H - 1]))
+    usable = np.isfinite(there) & (there > 0)
+    if usable.sum() < MIN_PATCHES:
+        return guess
+    gap = np.log(there[usable] * rho[usable])
+    scale = _weighted_median(gap, weight[usable])
+    sigma = max(1.48 * _weighted_median(np.abs(gap - scale), weight[usable]), LEAST_MODEL_SIGMA)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        model = scale - np.log(depth[::step, ::step].astype(np.float64))
+    trust = guess.sigma**2 / (guess.sigma**2 + sigma**2)
+    share = np.where(np.isfinite(model), trust, 0.0)
+    blended = (1 - share) * np.log(guess.rho) + share * np.nan_to_num(model, posinf=0, neginf=0)
+    both = (guess.sigma**-2 + sigma**-2) ** -0.5
+    return Guess(np.clip(np.exp(blended), *guess.limits), both, guess.limits)
+
+
+def _weighted_median(values: Array, weight: Array) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weight[order])
+    return float(values[order[np.searchsorted(total, 0.5 * total[-1])]])

@@ -1,0 +1,118 @@
+"""Which pixels move: views of a pixel over several frames against one still point, and a vote among neighbours.
+
+A still point has one inverse depth, not behind the camera, that explains where flow leads its pixel in all the frames
+in hand. Over several frames this also finds what moves along its epipolar lines: the longer the baseline, the less do
+its views agree on a depth. The test is absolute: errors are counted in units of their own uncertainty, of which only
+the common factor is read off the image (from the pixels that fit best), so that a still scene gives an empty mask.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from stream4d.packets import Array
+from stream4d.pose import _kernels_dense
+
+PRIOR_LOGIT = -3.0
+LIMIT_LOGIT = 6.0
+KEEP_LOGIT = 0.85
+"""How much of last frame's odds, above the prior, is carried on."""
+DOUBT = 12.0
+"""Mean squared error, σ², at which a pixel is as likely to move as to be badly matched."""
+SLOPE = 1.5
+"""Errors of matching have tails like 1/error⁴, movers' errors are spread evenly: odds per log of the square."""
+EVIDENCE = (-2.0, 4.0)
+"""Least and most that one frame may say."""
+BEST_SHARE, BEST_ACROSS = 30, 0.3
+"""Percentile of the errors across epipolar lines that even many movers leave alone, and its value for unit noise."""
+LEAST_NOISE = 0.25
+"""Smallest factor on the variances: on smooth surfaces flow is better than it says."""
+REACH = 12.0
+"""Grid pixels over which votes spread where there is no edge."""
+FLOW_EDGE = 1.0
+"""Votes are divided by e for so many pixels of difference in flow per grid pixel."""
+IMAGE_EDGE = 0.4
+"""The same for the image, as a share of its range."""
+TEXTURE_VAR = 0.02
+"""px² of flow's error where the gradient's smaller moment is 1 grey level² per pixel (errors against exact flow)."""
+TEXTURE_NOISE = 0.05
+"""Moment, grey levels², below which there is only noise to match."""
+MODEL_RELIABILITY = 0.5
+"""Share of the model's log odds that counts: its errors repeat from frame to frame."""
+
+
+def texture_variance(rgb: Array, step: int) -> Array:  # (H, W, 3) -> (h, w)
+    """Return px² by which flow errs for want of texture (inverse of the smaller moment of the gradient)."""
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+    gx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
+    gy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    H, W = grey.shape
+    size = (-(-W // step), -(-H // step))
+    side = 2 * round(4 / step) + 1  # a window of about 9 pixels, as flow's
+    xx, xy, yy = (
+        cv2.blur(cv2.resize(m, size, interpolation=cv2.INTER_AREA), (side, side))
+        for m in (gx * gx, gx * gy, gy * gy)
+    )
+    smaller = 0.5 * (xx + yy) - cv2.magnitude(0.5 * (xx - yy), xy)
+    smaller = np.maximum(smaller, 0.04 * TEXTURE_NOISE)
+    return np.asarray(TEXTURE_VAR / smaller * (1 + TEXTURE_NOISE / smaller), np.float64)
+
+
+def noise_scale(across: Array, count: Array) -> float:
+    """Return the factor on all variances that makes the best-fitting pixels fit as they should."""
+    seen = count > 0
+    if not seen.any():
+        return 1.0
+    return max(float(np.percentile(across[seen], BEST_SHARE)) / BEST_ACROSS, LEAST_NOISE)
+
+
+def evidence(square: Array, count: Array, scale: float) -> Array:
+    """Return the log odds (h, w) that the errors of one frame add; 0 where nothing was seen."""
+    odds = SLOPE * np.log((1 + square / scale) / (1 + DOUBT))
+    return np.where(count > 0, np.clip(odds, *EVIDENCE), 0.0)
+
+
+def vote(odds: Array, weight: Array, flow: Array, grey: Array) -> Array:
+    """Average ``odds`` (h, w) over what moves together: votes spread along the image up to edges of flow and image."""
+    value, total = odds * weight, weight.copy()
+    across, down = _passing(flow, grey), _passing(flow.swapaxes(0, 1), grey.T)
+    for _ in range(2):
+        _kernels_dense.smooth_rows(value, total, across)
+        value, total = np.ascontiguousarray(value.T), np.ascontiguousarray(total.T)
+        _kernels_dense.smooth_rows(value, total, down)
+        value, total = np.ascontiguousarray(value.T), np.ascontiguousarray(total.T)
+    return np.asarray(value / np.maximum(total, 1e-12))
+
+
+def _passing(flow: Array, grey: Array) -> Array:
+    """Return (h, w) how much passes from each pixel's left neighbour."""
+    edge = np.full(grey.shape, np.inf)
+    edge[:, 1:] = np.abs(np.diff(flow, axis=1)).sum(-1) / FLOW_EDGE
+    edge[:, 1:] += np.abs(np.diff(grey, axis=1)) / IMAGE_EDGE
+    return np.asarray(np.exp(-1 / REACH - np.nan_to_num(edge, nan=0.0, posinf=1e3)))
+
+
+def update(carried: Array | None, votes: Array, motion: Array | None) -> Array:
+    """Return the log odds (h, w) from those carried along (NaN: not seen before), this frame's, and the model's.
+
+    In the first frame (None) the votes count as if they had been cast for long.
+    """
+    said = votes + _model_odds(motion)
+    if carried is None:
+        logit = PRIOR_LOGIT + said / (1 - KEEP_LOGIT)
+    else:
+        logit = PRIOR_LOGIT + KEEP_LOGIT * np.nan_to_num(carried - PRIOR_LOGIT, nan=0.0) + said
+    return np.asarray(np.clip(logit, -LIMIT_LOGIT, LIMIT_LOGIT))
+
+
+def _model_odds(motion: Array | None) -> Array | float:
+    if motion is None:
+        return 0.0
+    p = np.clip(np.nan_to_num(motion, nan=0.05), 0.02, 0.98)
+    return np.asarray(MODEL_RELIABILITY * (np.log(p / (1 - p)) - PRIOR_LOGIT))
+
+
+def probability(logit: Array) -> Array:
+    """Return probabilities of log odds."""
+    return np.asarray(1 / (1 + np.exp(-logit)))

@@ -1,0 +1,200 @@
+"""Dense depth and motion: kernels against slow twins, and known scenes; once without compilation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stream4d.geometry import transforms
+from stream4d.packets import Array
+from stream4d.pose import _kernels_dense, dense, motion
+from stream4d.pose.guess import Guess
+from tests import naive
+from tests.interpreted import run_without_compilation
+from tests.synthetic import Ball, Scene
+
+CAM = np.array([82.0, 80.0, 11.5, 8.5])
+STEP = 2
+
+
+def random_views(seed: int = 3) -> tuple[Array, Array, Array, Array]:
+    """Return poses (3, 3, 4), positions (3, h, w, 2) with gaps, variances (3, h, w) and true inverse depth (h, w)."""
+    rng = np.random.default_rng(seed)
+    h, w = 5, 7
+    poses = np.stack(
+        [
+            np.hstack(
+                [transforms.so3_exp(0.02 * rng.normal(size=3)), 0.2 * rng.normal(size=(3, 1))]
+            )
+            for _ in range(3)
+        ]
+    )
+    rho = rng.uniform(0.2, 1.0, (h, w))
+    u, v = np.meshgrid(STEP * np.arange(w), STEP * np.arange(h))
+    rays = np.stack([(u - CAM[2]) / CAM[0], (v - CAM[3]) / CAM[1], np.ones((h, w))], -1)
+    seen = np.stack([naive.seen_at(CAM, rays, rho, P) for P in poses])
+    var = rng.uniform(0.05, 0.5, seen.shape[:3])
+    seen += np.sqrt(var)[..., None] * rng.normal(size=seen.shape)
+    seen[1, 2, 3] = np.nan
+    seen[:, 4, 4] = np.nan
+    return poses, seen, var, rho
+
+
+def test_fitted_depths_equal_a_search_over_all_depths() -> None:
+    poses, seen, var, rho = random_views()
+    guess, info, nearest = np.full(rho.shape, 0.5), np.full(rho.shape, 4.0), 3.0
+    out = np.empty((5, *rho.shape))
+    _kernels_dense.fit_pixels(CAM, poses, seen, var, STEP, guess, info, nearest, out)
+    slow = naive.fit_pixels(CAM, poses, seen, var, STEP, guess, info, nearest)
+    np.testing.assert_allclose(out[0], slow[0], atol=2e-3)  # three steps of Gauss–Newton
+    np.testing.assert_allclose(out[2:4], slow[1:3], rtol=0.02, atol=0.02)
+    np.testing.assert_array_equal(out[4], slow[3])
+    assert out[0, 4, 4] == 0.5  # nobody saw it: the guess
+
+
+def test_a_pixel_is_never_put_behind_the_camera() -> None:
+    poses = np.hstack([np.eye(3), [[-0.5], [0.0], [0.0]]])[None]
+    u, v = np.meshgrid(STEP * np.arange(7.0), STEP * np.arange(5.0))
+    seen = np.stack([u + 4.0, v], -1)[None]  # moves as nothing in front of the camera does
+    out = np.empty((5, 5, 7))
+    guess, info = np.full((5, 7), 0.1), np.full((5, 7), 1.0)
+    _kernels_dense.fit_pixels(
+        CAM, poses, seen, np.full((1, 5, 7), 0.1), STEP, guess, info, 2.0, out
+    )
+    assert (out[0] == 0).all()
+    assert out[2].min() > 100  # … and the errors show it, though all are along the epipolar line
+    assert out[3].max() < 1e-9
+
+
+def test_links_are_followed_as_by_bilinear_reading() -> None:
+    rng = np.random.default_rng(0)
+    flow = rng.normal(0, 1.5, (12, 16, 2)).astype(np.float32)
+    sigma = rng.uniform(0.1, 1.0, (12, 16)).astype(np.float32)
+    sigma[4, 6] = 9.0
+    uv = np.stack(np.meshgrid(np.arange(0.25, 15, 2), np.arange(0.25, 11, 2)), -1)
+    fast_uv, fast_var = uv.copy(), np.full(uv.shape[:2], 0.1)
+    _kernels_dense.follow_link(flow, sigma, fast_uv, fast_var)
+    slow_uv, slow_var = naive.follow_link(flow, sigma, uv, np.full(uv.shape[:2], 0.1))
+    np.testing.assert_allclose(fast_uv, slow_uv, atol=1e-5)
+    np.testing.assert_allclose(fast_var, slow_var, atol=1e-6)
+    assert np.isnan(fast_uv[2, 3]).all()
+
+
+def test_votes_spread_as_sums_over_all_pairs() -> None:
+    rng = np.random.default_rng(1)
+    value, weight, keep = (
+        rng.normal(size=(3, 9)),
+        rng.uniform(0, 1, (3, 9)),
+        rng.uniform(0, 1, (3, 9)),
+    )
+    fast_v, fast_w = value.copy(), weight.copy()
+    _kernels_dense.smooth_rows(fast_v, fast_w, keep)
+    np.testing.assert_allclose(fast_v, naive.smooth_rows(value, keep), atol=1e-12)
+    np.testing.assert_allclose(fast_w, naive.smooth_rows(weight, keep), atol=1e-12)
+
+
+def test_maps_are_carried_with_their_surface() -> None:
+    scene = Scene("walk", width=96, height=72, focal=82)
+    cam = np.array([82.0, 82.0, 47.5, 35.5])
+    here = (transforms.invert(scene.world_from_cam(5)) @ scene.world_from_cam(4))[:3]
+    flow, back = (scene.flow(a, b)[0].astype(np.float32) for a, b in ((4, 5), (5, 4)))
+    sigma = np.full((72, 96), 0.05, np.float32)
+    out = np.empty((3, 36, 48))
+    rho = np.ascontiguousarray(1 / scene.depth(4)[::2, ::2])
+    logit = np.where(scene.moving(4), 4.0, -3.0)[::2, ::2].copy()
+    _kernels_dense.carry_maps(cam, here, flow, back, sigma, 2, rho, np.ones((36, 48)), logit, out)
+    known = np.isfinite(out[0]) & ~scene.moving(5)[::2, ::2]
+    assert known.mean() > 0.7
+    error = np.abs(out[0] * scene.depth(5)[::2, ::2] - 1)[known]
+    assert np.percentile(error, 95) < 0.02  # depth edges are read to half a grid pixel
+    agree = (out[2] > 0) == scene.moving(5)[::2, ::2]
+    assert agree[np.isfinite(out[2])].mean() > 0.97
+
+
+def links_of(scene: Scene, t: int, n: int = 8, sigma: float = 0.05) -> list[dense.Link]:
+    """Return exact links from frame t to the n frames after it."""
+    here = transforms.invert(scene.world_from_cam(t))
+    links = []
+    for k in range(n):
+        flow, visible = scene.flow(t + k, t + k + 1)
+        there = (transforms.invert(scene.world_from_cam(t + k + 1)) @ np.linalg.inv(here))[:3]
+        stated = np.where(visible, sigma, 20.0).astype(np.float32)
+        links.append(dense.Link(flow.astype(np.float32), stated, there))
+    return links
+
+
+def test_fit_finds_depth_and_flags_what_moves() -> None:
+    scene = Scene("walk", width=96, height=72, focal=82)
+    cam = np.array([82.0, 82.0, 47.5, 35.5])
+    guess = Guess(np.full((72, 96), 0.3), 0.7, (0.05, 3.0))
+    fitted = dense.fit(cam, links_of(scene, 4), np.zeros((72, 96)), guess, 1)
+    moving = scene.moving(4)
+    sure = (fitted.info * fitted.rho**2 > 400) & ~moving
+    assert sure.mean() > 0.25  # eight frames of a slow camera
+    assert np.median(np.abs(fitted.rho * scene.depth(4) - 1)[sure]) < 0.03
+    assert fitted.odds[moving].mean() > 2
+    assert (fitted.odds[~moving] > 0).mean() < 0.02
+
+
+def test_a_mover_along_its_epipolar_lines_is_seen_over_several_frames() -> None:
+    """The camera sways sideways, the ball too, at another rhythm: from frame to frame it looks like a depth."""
+    ball = Ball((0.0, 0.1, 1.0), 0.5, (0.12, 0.0, 0.0), 16.0)
+    scene = Scene("orbit", width=96, height=72, focal=82, balls=(ball,), frames_per_turn=100)
+    cam = np.array([82.0, 82.0, 47.5, 35.5])
+    guess = Guess(np.full((72, 96), 0.3), 0.7, (0.05, 3.0))
+    moving = scene.moving(4)
+    one, eight = (
+        dense.fit(cam, links_of(scene, 4, n), np.zeros((72, 96)), guess, 1).odds for n in (1, 8)
+    )
+    assert (eight[moving] > 0).mean() > 0.8
+    assert (eight[moving] > 0).mean() > (one[moving] > 0).mean() + 0.2
+    assert (eight[~moving] > 0).mean() < 0.02
+
+
+def test_want_of_texture_is_want_of_evidence() -> None:
+    rng = np.random.default_rng(0)
+    rgb = np.full((64, 96, 3), 90, np.uint8)
+    rgb[:, 48:] = rng.integers(0, 255, (64, 48, 1))
+    rgb[:, :16] += (8 * (np.arange(64) // 8 % 2)).astype(np.uint8)[
+        :, None, None
+    ]  # stripes: an aperture
+    var = motion.texture_variance(rgb, 2)
+    assert var.shape == (32, 48)
+    assert var[:, 30:].max() < 0.01
+    assert var[8:-8, :4].min() > 2.0
+    assert var[8:-8, 12:20].min() > 2.0
+
+
+def test_the_noise_is_read_off_the_image_but_movers_leave_it_alone() -> None:
+    rng = np.random.default_rng(0)
+    across, count = rng.chisquare(3, 10000) / 3, np.full(10000, 3.0)
+    assert motion.noise_scale(across, count) == pytest.approx(1.6, rel=0.3)
+    across[:4000] = 500.0
+    assert motion.noise_scale(across, count) < 4.0
+    assert motion.noise_scale(across, np.zeros(10000)) == 1.0
+
+
+def test_votes_stop_at_edges_and_fill_what_moves_together() -> None:
+    odds, weight = np.full((40, 60), -1.0), np.ones((40, 60))
+    inside = np.zeros((40, 60), bool)
+    inside[10:30, 20:40] = True
+    odds[10:30, 20:30] = 4.0  # half of the mover is seen to move
+    weight[10:30, 30:40] = 1e-3
+    flow = np.where(inside, 3.0, 0.0)[..., None] * np.ones(2)
+    votes = motion.vote(odds, weight, flow, np.full((40, 60), 0.5))
+    assert votes[inside].min() > 2.0
+    assert votes[~inside].max() < 0.0
+
+
+def test_the_models_opinion_counts_but_does_not_decide() -> None:
+    nothing = np.zeros((4, 4))
+    still = motion.update(np.full((4, 4), -3.0), nothing, None)
+    seen = motion.update(np.full((4, 4), -3.0), nothing, np.full((4, 4), 0.95, np.float32))
+    assert (seen > still + 1).all()
+    contradicted = motion.update(seen, nothing - 2.0, np.full((4, 4), 0.95, np.float32))
+    assert (contradicted < seen + 1).all()
+    assert np.isfinite(motion.update(None, nothing, np.full((4, 4), np.nan, np.float32))).all()
+
+
+def test_kernels_run_without_compilation() -> None:
+    run_without_compilation(__file__, "fitted or behind or links or votes_spread")
