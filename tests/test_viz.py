@@ -347,7 +347,7 @@ def test_followed_points_and_their_trails_are_recorded(
     np.testing.assert_allclose(
         points[4][2], transforms.transform_points(frame.world_from_cam, truth), rtol=1e-4
     )
-    trails = dict(rows(path, "/world/tracks/trails", "strips"))
+    trails = dict(rows(path, "/world/tracks/trails", "colors"))
     assert len(trails[4]) == 3
 
 
