@@ -32,23 +32,35 @@ def follow_link(flow, sigma, uv, var):
             if not s < LOST_SIGMA:
                 uv[i, j, 0] = uv[i, j, 1] = math.nan
                 continue
-            uv[i, j, 0] = u + bilinear(flow[:, :, 0], u, v)
-            uv[i, j, 1] = v + bilinear(flow[:, :, 1], u, v)
+            x, y = int(u), int(v)
+            fx, fy = u - x, v - y
+            a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+            top, low = flow[y], flow[y + 1]
+            uv[i, j, 0] = u + a * top[x, 0] + b * top[x + 1, 0] + c * low[x, 0] + d * low[x + 1, 0]
+            uv[i, j, 1] = v + a * top[x, 1] + b * top[x + 1, 1] + c * low[x, 1] + d * low[x + 1, 1]
             var[i, j] += s * s
 
 
 @njit(cache=True, nogil=True)
-def _offset(cam, P, a, b, rho, out):
-    """Write pixel u, v and its derivative by rho of the ray (a, b, 1) seen from P (3, 4); False: behind it."""
-    q2 = P[2, 0] * a + P[2, 1] * b + P[2, 2] + rho * P[2, 3]
-    if q2 < BEHIND:
-        return False
-    m = (P[0, 0] * a + P[0, 1] * b + P[0, 2] + rho * P[0, 3]) / q2
-    n = (P[1, 0] * a + P[1, 1] * b + P[1, 2] + rho * P[1, 3]) / q2
-    out[0], out[1] = cam[0] * m + cam[2], cam[1] * n + cam[3]
-    out[2] = cam[0] * (P[0, 3] - m * P[2, 3]) / q2
-    out[3] = cam[1] * (P[1, 3] - n * P[2, 3]) / q2
-    return True
+def _lines(cam, poses, uv, var, a, b, i, j, lines):
+    """Write what each view asks of the inverse depth of the ray (a, b, 1), linear in it; returns how many views do.
+
+    A row holds A, B of both components, z0 and z1, and the weight: the error in pixels is (A + rho B) / (z0 + rho z1).
+    """
+    n = 0
+    for k in range(len(poses)):
+        u, v = uv[k, i, j, 0] - cam[2], uv[k, i, j, 1] - cam[3]
+        if math.isnan(u):
+            continue
+        P = poses[k]
+        z = P[2, 0] * a + P[2, 1] * b + P[2, 2]
+        lines[n, 0] = cam[0] * (P[0, 0] * a + P[0, 1] * b + P[0, 2]) - u * z
+        lines[n, 1] = cam[0] * P[0, 3] - u * P[2, 3]
+        lines[n, 2] = cam[1] * (P[1, 0] * a + P[1, 1] * b + P[1, 2]) - v * z
+        lines[n, 3] = cam[1] * P[1, 3] - v * P[2, 3]
+        lines[n, 4], lines[n, 5], lines[n, 6] = z, P[2, 3], 1.0 / var[k, i, j]
+        n += 1
+    return n
 
 
 @njit(cache=True, nogil=True)
@@ -58,36 +70,36 @@ def fit_pixels(cam, poses, uv, var, step, guess, guess_info, nearest, out):
     ``poses`` (K, 3, 4) take this camera to the others, which see the pixel at ``uv`` (K, h, w, 2) with variance
     ``var`` (K, h, w); NaN: not seen. ``out`` (5, h, w) receives inverse depth, its information, the squared errors in
     σ² per view, those across the epipolar line per view (both components where there is no baseline), and the number
-    of views. Gauss–Newton; the guess counts as one more observation of inverse depth.
+    of views. The guess counts as one more observation; the errors' common denominators are set from the last round.
     """
-    o = np.empty(4)
+    lines = np.empty((len(poses), 7))
     for i in range(guess.shape[0]):
         for j in range(guess.shape[1]):
             a, b = (j * step - cam[2]) / cam[0], (i * step - cam[3]) / cam[1]
+            n = _lines(cam, poses, uv, var, a, b, i, j, lines)
             rho, total = guess[i, j], guess_info[i, j]
-            for _ in range(3):
-                total, slope = guess_info[i, j], guess_info[i, j] * (rho - guess[i, j])
-                for k in range(len(poses)):
-                    u, v = uv[k, i, j, 0], uv[k, i, j, 1]
-                    if not math.isnan(u) and _offset(cam, poses[k], a, b, rho, o):
-                        total += (o[2] * o[2] + o[3] * o[3]) / var[k, i, j]
-                        slope += (o[2] * (o[0] - u) + o[3] * (o[1] - v)) / var[k, i, j]
-                rho = min(max(rho - slope / total, 0.0), nearest)
+            for _ in range(2):
+                total, slope = guess_info[i, j], -guess_info[i, j] * guess[i, j]
+                for k in range(n):
+                    z = max(lines[k, 4] + rho * lines[k, 5], BEHIND)
+                    w = lines[k, 6] / (z * z)
+                    total += w * (lines[k, 1] * lines[k, 1] + lines[k, 3] * lines[k, 3])
+                    slope += w * (lines[k, 0] * lines[k, 1] + lines[k, 2] * lines[k, 3])
+                rho = min(max(-slope / total, 0.0), nearest)
             square = across = 0.0
-            count = 0
-            for k in range(len(poses)):
-                u, v = uv[k, i, j, 0], uv[k, i, j, 1]
-                if math.isnan(u) or not _offset(cam, poses[k], a, b, rho, o):
-                    continue
-                du, dv = o[0] - u, o[1] - v
-                length = o[2] * o[2] + o[3] * o[3]
-                both, cross = du * du + dv * dv, du * o[3] - dv * o[2]
-                square += both / var[k, i, j]
-                across += (cross * cross / length if length > 1e-9 else 0.5 * both) / var[k, i, j]
-                count += 1
-            n = max(count, 1)
-            out[0, i, j], out[1, i, j], out[2, i, j] = rho, total, square / n
-            out[3, i, j], out[4, i, j] = across / n, count
+            for k in range(n):
+                z = max(lines[k, 4] + rho * lines[k, 5], BEHIND)
+                du, dv = (
+                    (lines[k, 0] + rho * lines[k, 1]) / z,
+                    (lines[k, 2] + rho * lines[k, 3]) / z,
+                )
+                eu, ev = lines[k, 1] - du * lines[k, 5], lines[k, 3] - dv * lines[k, 5]
+                length, both, cross = eu * eu + ev * ev, du * du + dv * dv, du * ev - dv * eu
+                square += both * lines[k, 6]
+                far = length > 1e-9 * cam[0] * cam[0]
+                across += (cross * cross / length if far else 0.5 * both) * lines[k, 6]
+            out[0, i, j], out[1, i, j], out[2, i, j] = rho, total, square / max(n, 1)
+            out[3, i, j], out[4, i, j] = across / max(n, 1), n
 
 
 @njit(cache=True, nogil=True)
