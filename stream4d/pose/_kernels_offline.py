@@ -38,14 +38,27 @@ def depth_jacobians(ray, rho, R, t, Ji, Jj):
 
 
 @njit(cache=True, nogil=True)
-def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, J, r, w):
+def workspace():
+    """Make the arrays that ``site_rows`` writes in between: allocating them for every observation would cost most."""
+    return (
+        np.empty((3, 3)),
+        np.empty(3),
+        np.empty((2, 6)),
+        np.empty((2, 6)),
+        np.empty(2),
+        np.empty(2),
+        np.empty(2),
+    )
+
+
+@njit(cache=True, nogil=True)
+def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, room, J, r, w):
     """Write the rows of one observation: J (3, 14) by host, target, inverse depth, log focal; r (3); w (3) = xx xy yy.
 
-    The third row is the depth's, scaled so that its weight is one. False: behind the camera.
+    The third row is the depth's, scaled so that its weight is one. ``room`` is from ``workspace``. False: behind the
+    camera.
     """
-    R, t = np.empty((3, 3)), np.empty(3)
-    Ji, Jj = np.empty((2, 6)), np.empty((2, 6))
-    Jr, Jf, res = np.empty(2), np.empty(2), np.empty(2)
+    R, t, Ji, Jj, Jr, Jf, res = room
     relate(P, Q, R, t)
     if not bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
         return False
@@ -53,16 +66,19 @@ def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, J, r, w):
     for i in range(3):
         w[i] = g * info[i]
     for i in range(2):
-        r[i] = res[i]
-        J[i, :6], J[i, 6:12], J[i, 12], J[i, 13] = Ji[i], Jj[i], Jr[i], Jf[i]
-    J[2, :] = 0.0
+        r[i], J[i, 12], J[i, 13] = res[i], Jr[i], Jf[i]
+        for j in range(6):
+            J[i, j], J[i, 6 + j] = Ji[i, j], Jj[i, j]
     r[2] = 0.0
+    for j in range(14):
+        J[2, j] = 0.0
     if logd_info > 0.0:
         value, by_rho = depth_jacobians(ray, rho, R, t, Ji[0], Jj[0])
         e = value - logd
         s = math.sqrt(logd_info * robust(logd_info * e * e, scales[1]))
-        J[2, :6], J[2, 6:12], J[2, 12] = s * Ji[0], s * Jj[0], s * by_rho
-        r[2] = s * e
+        for j in range(6):
+            J[2, j], J[2, 6 + j] = s * Ji[0, j], s * Jj[0, j]
+        J[2, 12], r[2] = s * by_rho, s * e
     return True
 
 
@@ -110,6 +126,65 @@ def global_cost(
 
 
 @njit(cache=True, nogil=True)
+def add_pair(J, r, w, h, f, S, s, E0, E):
+    """Add one observation to the upper triangle of S and to s; returns what it adds for the inverse depth.
+
+    ``h`` and ``f`` are the first columns of host and target; ``E0`` and ``E`` (6) receive their coupling with the
+    inverse depth.
+    """
+    last = len(s) - 1
+    x, y, z = w[0] * J[0, 12] + w[1] * J[1, 12], w[1] * J[0, 12] + w[2] * J[1, 12], J[2, 12]
+    for i in range(12):
+        a, b = w[0] * J[0, i] + w[1] * J[1, i], w[1] * J[0, i] + w[2] * J[1, i]
+        c = J[2, i]
+        row = h + i if i < 6 else f + i - 6
+        s[row] += a * r[0] + b * r[1] + c * r[2]
+        S[row, last] += a * J[0, 13] + b * J[1, 13]
+        if i < 6:
+            E0[i] += x * J[0, i] + y * J[1, i] + z * c
+            for j in range(i, 6):
+                S[row, h + j] += a * J[0, j] + b * J[1, j] + c * J[2, j]
+            for j in range(6, 12):
+                value = a * J[0, j] + b * J[1, j] + c * J[2, j]
+                if h < f:
+                    S[row, f + j - 6] += value
+                else:
+                    S[f + j - 6, row] += value
+        else:
+            E[i - 6] += x * J[0, i] + y * J[1, i] + z * c
+            for j in range(i, 12):
+                S[row, f + j - 6] += a * J[0, j] + b * J[1, j] + c * J[2, j]
+    a, b = weigh(w, J[0, 13], J[1, 13])
+    s[last] += a * r[0] + b * r[1]
+    S[last, last] += a * J[0, 13] + b * J[1, 13]
+    C = x * J[0, 12] + y * J[1, 12] + z * z
+    return C, x * r[0] + y * r[1] + z * r[2], x * J[0, 13] + y * J[1, 13]
+
+
+@njit(cache=True, nogil=True)
+def eliminate(E, columns, m, inv, g, Ef, S, s):
+    """Take one inverse depth out of the upper triangle of S and out of s."""
+    last = len(s) - 1
+    for a in range(m):
+        fa = columns[a]
+        for i in range(6):
+            x = E[a, i] * inv
+            if x == 0.0:
+                continue
+            s[fa + i] -= x * g
+            S[fa + i, last] -= x * Ef
+            for j in range(i, 6):
+                S[fa + i, fa + j] -= x * E[a, j]
+            for b in range(m):
+                fb = columns[b]
+                if fb > fa:
+                    for j in range(6):
+                        S[fa + i, fb + j] -= x * E[b, j]
+    S[last, last] -= Ef * Ef * inv
+    s[last] -= Ef * g * inv
+
+
+@njit(cache=True, nogil=True)
 def global_system(
     cam,
     rays,
@@ -129,22 +204,24 @@ def global_system(
     S,
     s,
 ):
-    """Add every site's Schur complement to S (D, D), s (D): 6 columns a keyframe, the last is log focal."""
-    last = len(s) - 1
+    """Add every site's Schur complement to the upper triangle of S (D, D) and to s (D).
+
+    A keyframe has 6 columns; the last column is log focal.
+    """
     J, r, w = np.empty((3, 14)), np.empty(3), np.empty(3)
+    room = workspace()
     E = np.empty((MAX_SEEN + 1, 6))
+    columns = np.empty(MAX_SEEN + 1, np.int64)
     for n in range(len(rho)):
-        h = 6 * host[n]
-        C, g, Ef = (
-            prior_info[n] / rho[n] ** 2,
-            prior_info[n] * math.log(rho[n] / prior[n]) / rho[n],
-            0.0,
-        )
-        E[: start[n + 1] - start[n] + 1] = 0.0
-        for k in range(start[n], start[n + 1]):
-            at = k - start[n] + 1
-            f = 6 * frame[k]
-            if not site_rows(
+        m = start[n + 1] - start[n] + 1
+        E[:m] = 0.0
+        columns[0] = 6 * host[n]
+        e = math.log(rho[n] / prior[n])
+        C, g, Ef = prior_info[n] / rho[n] ** 2, prior_info[n] * e / rho[n], 0.0
+        for a in range(1, m):
+            k = start[n] + a - 1
+            columns[a] = 6 * frame[k]
+            if site_rows(
                 cam,
                 rays[n],
                 rho[n],
@@ -155,50 +232,15 @@ def global_system(
                 logd[k],
                 logd_info[k],
                 scales,
+                room,
                 J,
                 r,
                 w,
             ):
-                continue
-            for i in range(14):
-                a, b = w[0] * J[0, i] + w[1] * J[1, i], w[1] * J[0, i] + w[2] * J[1, i]
-                c = J[2, i]
-                grad = a * r[0] + b * r[1] + c * r[2]
-                if i == 12:
-                    C += a * J[0, 12] + b * J[1, 12] + c * J[2, 12]
-                    g += grad
-                    continue
-                row = h + i if i < 6 else (f + i - 6 if i < 12 else last)
-                s[row] += grad
-                by_rho = a * J[0, 12] + b * J[1, 12] + c * J[2, 12]
-                if i < 6:
-                    E[0, i] += by_rho
-                elif i < 12:
-                    E[at, i - 6] += by_rho
-                else:
-                    Ef += by_rho
-                for j in range(14):
-                    if j == 12:
-                        continue
-                    col = h + j if j < 6 else (f + j - 6 if j < 12 else last)
-                    S[row, col] += a * J[0, j] + b * J[1, j] + c * J[2, j]
-        if C <= 1e-12:
-            continue
-        inv = 1.0 / (C * (1.0 + damping))
-        m = start[n + 1] - start[n] + 1
-        for a in range(m):
-            fa = h if a == 0 else 6 * frame[start[n] + a - 1]
-            for i in range(6):
-                x = E[a, i] * inv
-                s[fa + i] -= x * g
-                S[fa + i, last] -= x * Ef
-                S[last, fa + i] -= x * Ef
-                for b in range(m):
-                    fb = h if b == 0 else 6 * frame[start[n] + b - 1]
-                    for j in range(6):
-                        S[fa + i, fb + j] -= x * E[b, j]
-        S[last, last] -= Ef * Ef * inv
-        s[last] -= Ef * g * inv
+                more = add_pair(J, r, w, columns[0], columns[a], S, s, E[0], E[a])
+                C, g, Ef = C + more[0], g + more[1], Ef + more[2]
+        if C > 1e-12:
+            eliminate(E, columns, m, 1.0 / (C * (1.0 + damping)), g, Ef, S, s)
 
 
 @njit(cache=True, nogil=True)
@@ -228,6 +270,7 @@ def move_sites(
     """
     last = len(step) - 1
     J, r, w = np.empty((3, 14)), np.empty(3), np.empty(3)
+    room = workspace()
     for n in range(len(rho)):
         h = 6 * host[n]
         C, g = prior_info[n] / rho[n] ** 2, prior_info[n] * math.log(rho[n] / prior[n]) / rho[n]
@@ -244,6 +287,7 @@ def move_sites(
                 logd[k],
                 logd_info[k],
                 scales,
+                room,
                 J,
                 r,
                 w,

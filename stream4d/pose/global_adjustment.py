@@ -89,6 +89,7 @@ class Problem:
         _kernels.global_system(
             *self.arguments(self.cam, self.poses, self.rho), scales, damping, S, s
         )
+        S += np.triu(S, 1).T
         r, A = self.tied(self.poses)
         for k in range(len(r)):
             a, b = slice(6 * k, 6 * k + 6), slice(6 * k + 6, 6 * k + 12)
