@@ -132,19 +132,20 @@ def test_still_images_have_no_dice_term() -> None:
     assert found.item() == pytest.approx(math.log(2))
 
 
-def test_mean_distance() -> None:
-    points = torch.tensor([[[3.0, 4.0, 0.0], [0.0, 0.0, 1.0], [9.0, 9.0, 9.0]]])
+def test_typical_distance() -> None:
+    points = torch.tensor([[[3.0, 4.0, 0.0], [0.0, 0.0, 20.0], [9.0, 9.0, 9.0]]])
     valid = torch.tensor([[True, True, False]])
-    assert losses.mean_distance(points, valid).item() == pytest.approx(3.0)
+    assert losses.typical_distance(points, valid).item() == pytest.approx(10.0)
 
 
 def test_confident_pointmaps_pay_for_low_confidence() -> None:
-    """Off by 10 % of the distance at scale b = e^s: 0.1 / b + s."""
+    """Twice as far or half as far: off by 2 - 1 over √2 at scale b = e^s, error / b + s."""
     target = torch.tensor([[[0.0, 0.0, 2.0]]])
-    found = losses.confident_pointmap_loss(
-        target * 1.1, target, torch.full((1, 1), -1.0), torch.ones(1, 1, dtype=torch.bool)
-    )
-    assert found.item() == pytest.approx(0.1 * math.e - 1, abs=1e-5)
+    for factor in (2.0, 0.5):
+        found = losses.confident_pointmap_loss(
+            target * factor, target, torch.full((1, 1), -1.0), torch.ones(1, 1, dtype=torch.bool)
+        )
+        assert found.item() == pytest.approx(math.e / math.sqrt(2) - 1, abs=1e-5)
 
 
 def test_gradient_loss_ignores_a_constant_factor() -> None:

@@ -102,8 +102,8 @@ def _geometry_terms(pair: PairState, labels: _Quarter) -> dict[str, Tensor]:
     log_depth = pair.maps.log_depth[:, 0]
     points = labels.rays * log_depth.exp()[..., None]
     target = labels.rays * labels.log_depth.exp()[..., None]
-    scale = losses.mean_distance(_by_clip(points, B), _by_clip(labels.valid, B))
-    true_scale = losses.mean_distance(_by_clip(target, B), _by_clip(labels.valid, B))
+    scale = losses.typical_distance(_by_clip(points, B), _by_clip(labels.valid, B))
+    true_scale = losses.typical_distance(_by_clip(target, B), _by_clip(labels.valid, B))
     points = points / scale.repeat(2)[:, None, None, None]
     target = target / true_scale.repeat(2)[:, None, None, None]
     true_log = labels.log_depth

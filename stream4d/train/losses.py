@@ -101,12 +101,15 @@ def motion_loss(logits: Tensor, moving: Tensor, valid: Tensor) -> Tensor:  # (B,
     return bce + masked_mean(dice, y.flatten(1).sum(1) > 0)
 
 
-def mean_distance(points: Tensor, valid: Tensor) -> Tensor:  # (B, N, 3), (B, N) -> (B,)
-    """Average distance of valid points from the origin, per clip: DUSt3R's scale (Wang et al. 2024, eq. 3)."""
+def typical_distance(points: Tensor, valid: Tensor) -> Tensor:  # (B, N, 3), (B, N) -> (B,)
+    """Geometric mean of the distances of valid points from the origin, per clip.
+
+    DUSt3R takes the arithmetic mean (Wang et al. 2024, eq. 3), which a few far points decide: by throwing those
+    farther out, a network could shrink all others.
+    """
     weight = valid.to(points.dtype)
-    norm = torch.linalg.vector_norm(points, dim=-1)
-    mean: Tensor = (norm * weight).sum(1) / weight.sum(1).clamp_min(1)
-    return mean.clamp_min(1e-6)
+    log = torch.linalg.vector_norm(points, dim=-1).clamp_min(1e-6).log()
+    return ((log * weight).sum(1) / weight.sum(1).clamp_min(1)).exp()
 
 
 def confident_pointmap_loss(
@@ -115,14 +118,14 @@ def confident_pointmap_loss(
     log_scale: Tensor,  # (B, N) log of the relative error that the network expects
     valid: Tensor,
 ) -> Tensor:
-    """Weigh the error of each point by its confidence C and pay for low confidence: ``C |x - x̄| / |x̄| - log C``.
+    """Weigh the error of each point by its confidence C and pay for low confidence: ``C |x - x̄| / √(|x| |x̄|) - log C``.
 
-    Source: DUSt3R (Wang et al., CVPR 2024), eq. 4, with C = 1 / b. The error is relative to the point's distance, so
-    that b is the expected relative error at any depth.
+    Source: DUSt3R (Wang et al., CVPR 2024), eq. 4, with C = 1 / b. The error is relative, so that b is the expected
+    relative error at any depth, and symmetric: over |x̄| alone, too near would never cost more than 1.
     """
-    distance = torch.linalg.vector_norm(target, dim=-1).clamp_min(1e-6)
-    error = (torch.linalg.vector_norm(points - target, dim=-1) / distance).clamp(max=5)
-    return masked_mean(error * torch.exp(-log_scale) + log_scale, valid)
+    found, true = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-6) for x in (points, target))
+    error = torch.linalg.vector_norm(points - target, dim=-1) / (found * true).sqrt()
+    return masked_mean(error.clamp(max=5) * torch.exp(-log_scale) + log_scale, valid)
 
 
 def gradient_loss(log_depth: Tensor, target: Tensor, valid: Tensor, scales: int = 4) -> Tensor:
