@@ -179,3 +179,28 @@ def smooth_rows(value: Array, keep: Array) -> Array:
             passed = keep[:, min(j, k) + 1 : max(j, k) + 1].prod(axis=1)
             out[:, j] += passed * value[:, k]
     return out
+
+
+def similarity_system(fit) -> tuple[Array, Array, Array]:  # type: ignore[no-untyped-def]
+    """Return the 7×7 system of a similarity fit, by differences, and squared errors in σ².
+
+    ``fit`` has ``pixel(S, n, k, rho)``, ``S`` and the arrays that the kernel takes.
+    """
+    pairs = list(zip(fit.patch, fit.frame, strict=True))
+    S = np.vstack([fit.S, [0, 0, 0, 1]])
+
+    def residuals(xi: Array) -> Array:
+        moved_S = (S @ transforms.sim3_exp(xi))[:3]
+        return np.concatenate([fit.pixel(moved_S, n, k) for n, k in pairs]) - fit.uv.ravel()
+
+    J, r = differences(residuals, 7).reshape(-1, 2, 7), residuals(np.zeros(7)).reshape(-1, 2)
+    H, g, errors = np.zeros((7, 7)), np.zeros(7), []
+    for (n, k), Jn, rn, (a, b, c) in zip(pairs, J, r, fit.info, strict=True):
+        slide = (
+            fit.pixel(fit.S, n, k, fit.rho[n] + 1e-6) - fit.pixel(fit.S, n, k, fit.rho[n] - 1e-6)
+        ) / 2e-6
+        covariance = np.linalg.inv([[a, b], [b, c]]) + fit.rho_var[n] * np.outer(slide, slide)
+        W = np.linalg.inv(covariance)
+        H, g = H + Jn.T @ W @ Jn, g + Jn.T @ W @ rn
+        errors.append(rn @ W @ rn)
+    return H, g, np.array(errors)

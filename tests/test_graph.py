@@ -60,6 +60,17 @@ def test_the_small_solver(columns: int) -> None:
     assert not _kernels_similarity.solve7(A - 100 * np.eye(7), B.copy())
 
 
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_the_dense_solver(n: int) -> None:
+    rng = np.random.default_rng(n)
+    M = rng.normal(size=(n, n)) * (rng.random((n, n)) < 0.3)
+    A, b = M @ M.T + np.eye(n), rng.normal(size=n)
+    x = b.copy()
+    assert _kernels_graph.solve_dense(A.copy(), x)
+    np.testing.assert_allclose(x, np.linalg.solve(A, b), atol=1e-10)
+    assert not _kernels_graph.solve_dense(A - 1e3 * np.eye(n), b.copy())
+
+
 class Ring:
     """Nodes on a circle, looking inward, with drifting odometry and loops between laps."""
 
@@ -182,4 +193,6 @@ def test_composed_edges_carry_their_covariance() -> None:
 
 
 def test_kernels_run_without_compilation() -> None:
-    run_without_compilation(__file__, "(group_kernels and 0.3) or small_solver or (elimination and 1) or half")
+    run_without_compilation(
+        __file__, "(group_kernels and 0.3) or solver or (elimination and 1) or half"
+    )

@@ -18,10 +18,10 @@ from stream4d.pose import _kernels_graph, _kernels_similarity
 
 LOOP_SCALE_SQ = 25.0
 """Cauchy scale at the end, squared Mahalanobis length of the seven numbers of a loop: about twice its 95 % bound."""
-ITERATIONS = 12
+ITERATIONS = 10
 DAMPING = 1e-9
 """Relative, on the diagonal: only keeps the blocks positive."""
-SETTLED = 1e-7
+SETTLED = 1e-5
 """Tangent steps below this change nothing: depths and radians are of order 1."""
 
 
@@ -148,12 +148,9 @@ class _Problem:
         np.negative(g, out=g)
         if not _kernels_graph.reduce_chain(D, chain, g, self.junction, dense, rhs, solved):
             return None
-        try:
-            np.linalg.cholesky(dense)  # tells whether it is positive
-            at_junctions = np.linalg.solve(dense, rhs)
-        except np.linalg.LinAlgError:
+        if not _kernels_graph.solve_dense(dense, rhs):
             return None
-        _kernels_graph.expand_chain(solved, self.junction, at_junctions, x)
+        _kernels_graph.expand_chain(solved, self.junction, rhs, x)
         return x
 
     def moved(self, poses: Array, step: Array) -> Array:

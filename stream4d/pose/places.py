@@ -1,0 +1,198 @@
+"""Places: keyframes remembered so that the camera knows when it comes back. A bounded number, spread over the path.
+
+Retrieval is a bag of binary words (Sivic & Zisserman, "Video Google", 2003; Gálvez-López & Tardós, "Bags of binary
+words", 2012) whose vocabulary grows from the video itself: a descriptor far from all words becomes one, up to a bound;
+words never change, so that what was written with them stays readable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from stream4d.packets import Array, State
+
+FEATURES = 300
+WORDS = 1024
+NEW_WORD_BITS = 56
+"""Bits of 256 from the nearest word from which a descriptor is a word of its own."""
+NEW_WORDS = 48
+"""Words that one image may add: the vocabulary shall know more than the first room."""
+MAX_PLACES = 192
+JPEG_QUALITY = 95
+"""A place's image is kept as about 20 kB; what is lost is below the camera's own noise."""
+SEEN_AGAIN = 0.35
+"""Share of the likeness between neighbouring keyframes from which a place may be the same."""
+PATCH_PX = 31.0
+"""Diameter of the area that an ORB descriptor looks at."""
+MIN_SIDE = 64
+"""Images smaller than this have no room for descriptors."""
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """What is remembered of a keyframe."""
+
+    index: int
+    """Frame index."""
+    is_live: bool
+    """True while the keyframe is in the map: it cannot be come back to yet."""
+    jpeg: Array
+    """(b,) uint8: its grey image."""
+    uv: Array
+    """(n, 2) float32 pixels of patches of known depth."""
+    rho: Array
+    """(n,) their inverse depth in the node's unit."""
+    points: Array
+    """(m, 2) float32 pixels that are described."""
+    descriptors: Array
+    """(m, 32) uint8 ORB."""
+    words: Array
+    """(m,) int16."""
+
+    def grey(self) -> Array:
+        """Return the image (H, W) uint8."""
+        return np.asarray(cv2.imdecode(self.jpeg, cv2.IMREAD_GRAYSCALE))
+
+
+@dataclass(slots=True, eq=False)
+class PlaceMemory:
+    """All places, in order of time, and the vocabulary they are written in."""
+
+    places: list[Place] = field(default_factory=list)
+    vocabulary: Array = field(default_factory=lambda: np.zeros((0, 32), np.uint8))
+    """(w, 32) uint8."""
+
+    def of(self, index: int) -> Place | None:
+        """Return the place of a keyframe."""
+        return next((place for place in self.places if place.index == index), None)
+
+    def enter(self, index: int, grey: Array, uv: Array, *, described: bool) -> Place:
+        """Remember a keyframe that has just been made; its patches come when it leaves the map.
+
+        One that is not described cannot be searched for; it serves as a neighbour.
+        """
+        points, descriptors = describe(grey, uv) if described else _NOTHING
+        _, jpeg = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        words = self._read(descriptors)
+        place = Place(
+            index, True, np.asarray(jpeg).ravel(), np.zeros((0, 2), np.float32), np.zeros(0),
+            points, descriptors, words,
+        )  # fmt: skip
+        self.places.append(place)
+        return place
+
+    def search(self, query: Place, count: int) -> list[Place]:
+        """Return up to ``count`` places that look like ``query``, the likeliest first."""
+        likeness = self._likeness(query)
+        before = [p for p in self.places if len(p.words) and p.index < query.index]
+        if not before or not len(query.words):
+            return []
+        neighbour = max(before, key=lambda p: p.index)
+        enough = SEEN_AGAIN * likeness[neighbour.index]
+        known = [p for p in self.places if not p.is_live and likeness.get(p.index, 0) > enough]
+        return sorted(known, key=lambda p: (-likeness[p.index], p.index))[:count]
+
+    def drop(self, index: int) -> None:
+        """Forget a place."""
+        self.places = [place for place in self.places if place.index != index]
+
+    def state(self) -> State:
+        """Return what ``restore`` needs: few arrays, the places' joined end to end."""
+        out: State = {"vocabulary": self.vocabulary.copy()}
+        for f in dataclasses.fields(Place):
+            values = [np.asarray(getattr(place, f.name)) for place in self.places]
+            if values and values[0].ndim:
+                out[f"{f.name}.length"] = np.array([len(v) for v in values], np.int64)
+                out[f.name] = np.concatenate(values)
+            else:
+                out[f.name] = np.array(values)
+        return out
+
+    @classmethod
+    def restore(cls, state: State) -> PlaceMemory:
+        """Return the memory that gave ``state``."""
+        columns = []
+        for f in dataclasses.fields(Place):
+            if f"{f.name}.length" in state:
+                ends = np.cumsum(state[f"{f.name}.length"])
+                parts = np.split(np.array(state[f.name]), ends[:-1])
+                columns.append([part.copy() for part in parts])
+            else:
+                columns.append(state[f.name].tolist())
+        places = [Place(*values) for values in zip(*columns, strict=True)]
+        return cls(places, np.array(state["vocabulary"]))
+
+    def _read(self, descriptors: Array) -> Array:
+        """Return the words (m,) of descriptors; those that are far from all words become words first."""
+        room = min(NEW_WORDS, WORDS - len(self.vocabulary))
+        if room > 0 and len(descriptors):
+            fresh = descriptors
+            if len(self.vocabulary):
+                fresh = descriptors[_nearest(descriptors, self.vocabulary)[1] > NEW_WORD_BITS]
+            self.vocabulary = np.concatenate([self.vocabulary, _far_apart(fresh, room)])
+        if not len(descriptors):
+            return np.zeros(0, np.int16)
+        return _nearest(descriptors, self.vocabulary)[0].astype(np.int16)
+
+    def _likeness(self, query: Place) -> dict[int, float]:
+        """Return the cosine of weighted bags of words between ``query`` and all places."""
+        W, known = len(self.vocabulary), [p for p in self.places if len(p.words) or p is query]
+        bags = np.stack([np.bincount(p.words, minlength=W) for p in known]).astype(float)
+        rarity = np.log((len(bags) + 1) / ((bags > 0).sum(axis=0) + 0.5))
+        bags = np.sqrt(bags) * np.maximum(rarity, 0)  # a wall of the same brick counts once
+        bags /= np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-9)
+        own = next(i for i, p in enumerate(known) if p is query)
+        return {p.index: float(s) for p, s in zip(known, bags @ bags[own], strict=True)}
+
+
+_NOTHING = np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
+
+
+def describe(grey: Array, uv: Array) -> tuple[Array, Array]:
+    """Return pixels (m, 2) and ORB descriptors (m, 32), upright, of corners and of the pixels ``uv``."""
+    if min(grey.shape) < MIN_SIDE:
+        return _NOTHING
+    orb = cv2.ORB.create(FEATURES)
+    points = list(orb.detect(grey, None))
+    for point in points:
+        point.angle = 0.0  # video seldom turns upside down
+    points += [cv2.KeyPoint(float(u), float(v), PATCH_PX, 0.0) for u, v in uv]
+    kept, descriptors = orb.compute(grey, points)
+    if descriptors is None:
+        return _NOTHING
+    return np.array([p.pt for p in kept], np.float32), np.asarray(descriptors)
+
+
+def describe_at(grey: Array, uv: Array) -> tuple[Array, Array]:
+    """Return which of the pixels ``uv`` can be described, and their ORB descriptors."""
+    if min(grey.shape) < MIN_SIDE or not len(uv):
+        return np.zeros(0, np.int64), np.zeros((0, 32), np.uint8)
+    points = [
+        cv2.KeyPoint(float(u), float(v), PATCH_PX, 0.0, 0.0, 0, i) for i, (u, v) in enumerate(uv)
+    ]
+    kept, descriptors = cv2.ORB.create(FEATURES).compute(grey, points)
+    if descriptors is None:
+        return np.zeros(0, np.int64), np.zeros((0, 32), np.uint8)
+    return np.array([p.class_id for p in kept]), np.asarray(descriptors)
+
+
+def _nearest(descriptors: Array, words: Array) -> tuple[Array, Array]:
+    """Return the nearest word (m,) of each descriptor and how many bits (m,) it is away."""
+    found = cv2.BFMatcher(cv2.NORM_HAMMING).match(descriptors, words)
+    return np.array([m.trainIdx for m in found]), np.array([m.distance for m in found])
+
+
+def _far_apart(descriptors: Array, count: int) -> Array:
+    """Return up to ``count`` descriptors, each far from those before it."""
+    bits = np.unpackbits(descriptors, axis=1)
+    chosen: list[int] = []
+    for i in range(len(descriptors)):
+        if len(chosen) == count:
+            break
+        if not chosen or (bits[chosen] != bits[i]).sum(axis=1).min() > NEW_WORD_BITS:
+            chosen.append(i)
+    return descriptors[chosen]

@@ -1,0 +1,205 @@
+"""Is this the same place? The similarity between a keyframe and one of long ago, measured in several cameras.
+
+Descriptors of the keyframe's patches are matched to those of the place, P3P in RANSAC gives a first pose, then the
+patches are found by alignment in the place and in its neighbours, and a similarity is fitted to all of it: over the
+neighbours' baseline its scale is seen. What is not found in two of them is not believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stream4d.geometry import camera, transforms
+from stream4d.packets import Array
+from stream4d.pose import _kernels_align, _kernels_loops, patches
+from stream4d.pose.map import LEVELS
+from stream4d.pose.places import Place
+
+MAX_PATCHES = 120
+MIN_MATCHES = 12
+MIN_POSE_INLIERS = 10
+RATIO = 0.85
+"""Lowe's test: the best match must be this much nearer than the second best."""
+RANSAC_PX = 0.01
+"""Error of an inlier of the first pose, over the long side."""
+ROOM_PX = 8.0
+"""How far from the first pose's prediction a patch may be found."""
+MIN_CORRELATION = 0.8
+BORDER_PX = 8.0
+INLIER_SQ = 9.0
+MIN_SEEN = (18, 12)
+"""Patches that must agree in the place itself, and in another camera."""
+MIN_SHARE = 0.5
+"""Share of the patches found that must agree."""
+SCHEDULE = np.array([400.0, 400.0, 100.0, 100.0, 30.0, 30.0, 9.0, 9.0, 9.0, 9.0])
+"""Geman–McClure scales, σ²."""
+INFLATION = 4.0
+"""Patch errors of one view are not independent: variances grow by this, as those of frames do."""
+FLOOR = np.array([5e-3, 5e-3, 5e-3, 3e-3, 3e-3, 3e-3, 5e-3])
+"""1σ that no number of patches takes away: what rolling shutter, blur and the shape of either map leave, of the depth,
+in radians and of scale."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sighting:
+    """A keyframe that looks for where it has been: patches of known depth and their descriptors."""
+
+    pyramid: tuple[Array, ...]
+    """(1, H, W), (1, H/2, W/2), …"""
+    K: Array
+    uv: Array
+    """(n, 2)."""
+    rho: Array
+    """(n,) inverse depth."""
+    rho_var: Array
+    """(n,)."""
+    descriptors: Array
+    """(n, 32)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recognition:
+    """Where the keyframe stands as seen from the place."""
+
+    place_from_here: Array
+    """(4, 4) similarity: it turns the keyframe's unit into the place's."""
+    covariance: Array
+    """(7, 7) of its right tangent."""
+    seen: tuple[int, ...]
+    """Patches that agree in the place and in each of its neighbours."""
+
+
+def pyramid_of(grey: Array) -> tuple[Array, ...]:
+    """Return the levels of one grey image, with a leading 1."""
+    levels = [grey]
+    for _ in range(LEVELS - 1):
+        levels.append(np.asarray(cv2.pyrDown(levels[-1])))
+    return tuple(level[None] for level in levels)
+
+
+def recognise(
+    here: Sighting, place: Place, others: Sequence[tuple[Place, Array]]
+) -> Recognition | None:
+    """Measure the similarity from a keyframe to a place, None where it is another place.
+
+    Args:
+        here: the keyframe.
+        place: what it may be.
+        others: neighbours of the place, with other-from-place (4, 4) similarities.
+    """
+    guess = _first_pose(here, place)
+    if guess is None:
+        return None
+    scale = _first_scale(here, place, guess)
+    start = np.vstack([scale * guess, [0, 0, 0, 1]])
+    poses = np.stack([_rigid_view(S) for S in [np.eye(4), *(S for _, S in others)]])
+    found = [
+        _find(here, p.grey(), pose @ start)
+        for p, pose in zip([place, *(p for p, _ in others)], _square(poses), strict=True)
+    ]
+    patch = np.concatenate([rows for rows, _, _ in found])
+    frame = np.repeat(np.arange(len(found)), [len(rows) for rows, _, _ in found])
+    if len(found[0][0]) < MIN_SEEN[0] or len(patch) < sum(MIN_SEEN):
+        return None
+    uv, info = (np.concatenate([part[k] for part in found]) for k in (1, 2))
+    S, information, errors = np.ascontiguousarray(start[:3]), np.zeros((7, 7)), np.zeros(len(patch))
+    ok = _kernels_loops.fit_similarity(
+        _cam(here.K), camera.rays(here.uv, here.K), here.rho, here.rho_var, poses, patch, frame,
+        np.ascontiguousarray(uv), np.ascontiguousarray(info), S, SCHEDULE, errors, information,
+    )  # fmt: skip
+    agree = errors < INLIER_SQ
+    seen = np.bincount(frame[agree], minlength=len(found))
+    if not ok or not np.isfinite(S).all() or not _is_believed(seen, agree):
+        return None
+    eigenvalues = np.linalg.eigvalsh(information)
+    if eigenvalues[0] < 1e-9 * eigenvalues[-1]:
+        return None
+    depth = 1 / np.median(here.rho)
+    floor = FLOOR * [depth, depth, depth, 1, 1, 1, 1]
+    covariance = INFLATION * np.linalg.inv(information) + np.diag(floor**2)
+    return Recognition(np.vstack([S, [0, 0, 0, 1]]), covariance, tuple(seen.tolist()))
+
+
+def _is_believed(seen: Array, agree: Array) -> bool:
+    return bool(
+        seen[0] >= MIN_SEEN[0]
+        and len(seen) > 1
+        and seen[1:].max() >= MIN_SEEN[1]
+        and agree.mean() >= MIN_SHARE
+    )
+
+
+def _first_pose(here: Sighting, place: Place) -> Array | None:
+    """Return (3, 4) place-from-here in the keyframe's unit, by descriptors and P3P."""
+    if len(here.descriptors) < MIN_MATCHES or len(place.descriptors) < MIN_MATCHES:
+        return None
+    pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(here.descriptors, place.descriptors, k=2)
+    good = [m[0] for m in pairs if len(m) == 2 and m[0].distance < RATIO * m[1].distance]
+    if len(good) < MIN_MATCHES:
+        return None
+    rows = np.array([m.queryIdx for m in good])
+    points = camera.rays(here.uv[rows], here.K) / here.rho[rows, None]
+    uv = place.points[[m.trainIdx for m in good]].astype(np.float64)
+    ok, rotation, translation, inliers = cv2.solvePnPRansac(
+        points, uv, here.K, None, iterationsCount=200, confidence=0.999, flags=cv2.SOLVEPNP_AP3P,
+        reprojectionError=max(RANSAC_PX * max(here.pyramid[0].shape), 2.0),
+    )  # fmt: skip
+    if not ok or inliers is None or len(inliers) < MIN_POSE_INLIERS:
+        return None
+    return np.hstack([cv2.Rodrigues(rotation)[0], np.asarray(translation).reshape(3, 1)])
+
+
+def _first_scale(here: Sighting, place: Place, pose: Array) -> float:
+    """Return the place's unit over the keyframe's, from depths that both know near the same pixel."""
+    if not len(place.uv):
+        return 1.0
+    points = (camera.rays(here.uv, here.K) / here.rho[:, None]) @ pose[:, :3].T + pose[:, 3]
+    points = points[points[:, 2] > 1e-6]
+    if not len(points):
+        return 1.0
+    apart = camera.project(points, here.K)[:, None] - place.uv[None]
+    distance = np.hypot(apart[..., 0], apart[..., 1])
+    nearest = distance.argmin(axis=1)
+    close = distance[np.arange(len(points)), nearest] < 0.04 * max(here.pyramid[0].shape)
+    if close.sum() < 5:
+        return 1.0
+    return float(np.median(1 / (place.rho[nearest[close]] * points[close, 2])))
+
+
+def _find(here: Sighting, grey: Array, there_from_here: Array) -> tuple[Array, Array, Array]:
+    """Find the patches in another image: rows (m,), pixels (m, 2), inverse covariances (m, 3)."""
+    view = _rigid_view(there_from_here)
+    rays = camera.rays(here.uv, here.K)
+    q = rays @ view[:, :3].T + here.rho[:, None] * view[:, 3]
+    predicted = camera.project(np.where(q[:, 2:] > 1e-6, q, [0, 0, 1]), here.K)
+    H, W = grey.shape
+    todo = np.flatnonzero((q[:, 2] > 1e-6) & camera.inside(predicted, H, W, BORDER_PX))
+    uv, quality = np.ascontiguousarray(predicted), np.full((len(rays), 5), -1.0)
+    target = tuple(level[0] for level in pyramid_of(grey))
+    _kernels_align.align_patches(
+        here.pyramid, target, todo, _cam(here.K), here.uv, rays, here.rho, np.zeros(len(rays), np.int64),
+        np.eye(3, 4)[None], view, uv, quality,
+    )  # fmt: skip
+    moved = np.hypot(*(uv - predicted).T)
+    rows = np.flatnonzero((quality[:, 0] > MIN_CORRELATION) & (moved < ROOM_PX))
+    return rows, uv[rows], patches.alignment_info(quality[rows, 1], quality[rows, 2:])
+
+
+def _rigid_view(S: Array) -> Array:
+    """Return (3, 4) [R | t / scale]: the camera that sees what the similarity shows it, in the source's unit."""
+    scale, R, t = transforms.decompose(S)
+    return np.ascontiguousarray(np.hstack([R, (t / scale)[:, None]]))
+
+
+def _square(poses: Array) -> Array:
+    out = np.tile(np.eye(4), (len(poses), 1, 1))
+    out[:, :3] = poses
+    return out
+
+
+def _cam(K: Array) -> Array:
+    return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
