@@ -10,6 +10,7 @@ from stream4d.geometry.camera import project
 from stream4d.geometry.transforms import invert, transform_points
 from stream4d.models.dust3r import Dust3rConfig
 from stream4d.models.mapanything_inputs import InputConfig
+from stream4d.models.resize import Fit
 from stream4d.packets import Frame, Prediction, VideoInfo, Window
 
 
@@ -65,6 +66,12 @@ def run_windows(
             )
             start, index = start + size - overlap, index + 1
     return out
+
+
+def placed(fit: Fit) -> tuple[list[int], str, list[float], list[int]]:
+    """Say of a fit what the official tables say: resized to, filter, box of the crop, size."""
+    box = [fit.left, fit.top, fit.left + fit.size[0], fit.top + fit.size[1]]
+    return list(fit.resized), fit.filter.name, box, list(fit.size)
 
 
 def check_prediction(prediction: Prediction, count: int, width: int, height: int) -> None:
@@ -126,26 +133,33 @@ _CROCO = {
     "decoder_heads": 3,
 }
 _DPT = {"dpt_features": 16, "dpt_last": 8, "dpt_layers": (8, 16, 24, 32)}
-_VGGT = {
-    "dim": 40,
-    "depth": 5,
-    "heads": 2,
-    "patch_depth": 2,
-    "patch_grid": 5,
-    "camera_depth": 2,
-    "camera_heads": 4,
-    "dpt_layers": (8, 12, 16, 20),
-    "dpt_features": 16,
-    "taps": (0, 2, 3, 4),
-}
-TINY_OPTIONS: dict[str, dict[str, Any]] = {
-    "dust3r": {"resolution": 96, **_CROCO, **_DPT},
-    "monst3r": {"resolution": 96, "iterations": 10, **_CROCO, **_DPT},
-    "must3r": {"resolution": 96, **_CROCO},
-    "vggt": {"resolution": 98, **_VGGT},
-    "streamvggt": {"resolution": 98, "cache_frames": 3, **_VGGT},
-    "da3-small": {
-        "resolution": 98,
+_SIU3R_TRUNK = Dust3rConfig(
+    encoder_dim=48,
+    encoder_depth=4,
+    encoder_heads=3,
+    decoder_dim=32,
+    decoder_depth=4,
+    decoder_heads=2,
+    dpt_features=12,
+    dpt_last=6,
+    dpt_layers=(6, 8, 12, 16),
+)
+TINY: dict[str, dict[str, Any]] = {
+    "dust3r": _CROCO | _DPT,
+    "must3r": _CROCO,
+    "vggt": {
+        "dim": 40,
+        "depth": 5,
+        "heads": 2,
+        "patch_depth": 2,
+        "patch_grid": 5,
+        "camera_depth": 2,
+        "camera_heads": 4,
+        "dpt_layers": (8, 12, 16, 20),
+        "dpt_features": 16,
+        "taps": (0, 2, 3, 4),
+    },
+    "da3": {
         "dim": 48,
         "depth": 8,
         "heads": 3,
@@ -157,8 +171,7 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
         "camera_encoder_depth": 2,
         "camera_encoder_heads": 4,
     },
-    "mapanything-apache": {
-        "size": (98, 70),
+    "mapanything": {
         "dim": 48,
         "encoder_depth": 2,
         "encoder_heads": 3,
@@ -174,8 +187,7 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
         "inputs": InputConfig(dense=(16, 12, 20), flat=(8, 12, 16)),
     },
     "siu3r": {
-        "resolution": 64,
-        "trunk": Dust3rConfig(**{**_CROCO, "encoder_depth": 4}, **_DPT),
+        "trunk": _SIU3R_TRUNK,
         "adapter_layers": (0, 1, 2, 3),
         "adapter_width": 8,
         "adapter_heads": 4,
@@ -190,5 +202,17 @@ TINY_OPTIONS: dict[str, dict[str, Any]] = {
         "classes": 5,
         "sh_degree": 2,
     },
+}
+"""Sizes of the networks in the golden files."""
+
+TINY_OPTIONS: dict[str, dict[str, Any]] = {
+    "dust3r": {"resolution": 96, **TINY["dust3r"]},
+    "monst3r": {"resolution": 96, "iterations": 10, **TINY["dust3r"]},
+    "must3r": {"resolution": 96, **TINY["must3r"]},
+    "vggt": {"resolution": 98, **TINY["vggt"]},
+    "streamvggt": {"resolution": 98, "cache_frames": 3, **TINY["vggt"]},
+    "da3-small": {"resolution": 98, **TINY["da3"]},
+    "mapanything-apache": {"size": (98, 70), **TINY["mapanything"]},
+    "siu3r": {"resolution": 64, **TINY["siu3r"]},
 }
 """Options that make each family small enough for a test."""

@@ -165,7 +165,7 @@ class Golden:
         rows = list(rows.items()) if isinstance(rows, Mapping) else rows
         compared = [row for row in rows if left_out is None or not left_out(*row)]
         for row in compared:
-            got, wanted = compute(*row)
+            got, wanted = compute(**row) if isinstance(row, Mapping) else compute(*row)
             assert got == wanted, (self.name, row)
         print(f"golden {self.kind}/{self.name} {table}: {len(compared)} of {len(rows)} rows equal")
 
@@ -188,9 +188,11 @@ def _print_worst(
 
 
 def relative_error(got: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference, relative to the largest magnitude of ``wanted``."""
+    """Return the largest difference over the largest magnitude of ``wanted``; of masks, the share that differs."""
     if wanted.numel() == 0:
         return 0.0
+    if wanted.dtype == torch.bool:
+        return (got != wanted).float().mean().item()
     if not wanted.is_floating_point():
         return 0.0 if torch.equal(got.to(wanted.dtype), wanted) else float("inf")
     top = wanted.double().abs().max().item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+import families
 import numpy as np
 import pytest
 import torch
@@ -42,18 +43,7 @@ from stream4d.models.pose_encoding import decode_cameras, encode_cameras
 from stream4d.models.registry import create_model
 from stream4d.packets import Window
 
-TINY = {
-    "dim": 48,
-    "depth": 8,
-    "heads": 3,
-    "patch_grid": 5,
-    "alternate_from": 2,
-    "taps": (3, 5, 6, 7),
-    "dpt_layers": (8, 12, 16, 20),
-    "dpt_features": 16,
-    "camera_encoder_depth": 2,
-    "camera_encoder_heads": 4,
-}
+TINY = families.TINY["da3"]
 TINY_GIANT = TINY | {"depth": 7, "alternate_from": 3, "taps": (3, 4, 5, 6), "swiglu": True}
 TINY_METRIC = TINY | {"depth": 5, "alternate_from": None, "taps": (1, 2, 3, 4)}
 

@@ -34,17 +34,23 @@ from stream4d.models.resize import Fit, fit_long_side, resampling
 from stream4d.models.weights import Checkpoint, KeyMap
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
+SQUARES = (224, 336, 448)
+"""Resolutions at which the network sees squares."""
+
 
 def fit_image(width: int, height: int, resolution: int = 512, *, square_ok: bool = False) -> Fit:
-    """Apply DUSt3R's rule: long side to 512, centre crop to multiples of 16 (a square to 4:3), or 224 × 224."""
-    if resolution == 224:
-        long_side = round(224 * max(width / height, height / width))
+    """Apply DUSt3R's rule: long side to 512, centre crop to multiples of 16 (a square to 4:3); or a square of 224.
+
+    MUSt3R has squares of 336 and 448 too, and leaves square frames square (``square_ok``).
+    """
+    if resolution in SQUARES:
+        long_side = round(resolution * max(width / height, height / width))
         resized = fit_long_side(width, height, long_side)
     else:
         resized = fit_long_side(width, height, resolution)
     cx, cy = resized[0] // 2, resized[1] // 2
     half_w, half_h = float((2 * cx) // 16 * 8), float((2 * cy) // 16 * 8)
-    if resolution == 224:
+    if resolution in SQUARES:
         half_w = half_h = float(min(cx, cy))
     elif resized[0] == resized[1] and not square_ok:
         half_h = 3 * half_w / 4

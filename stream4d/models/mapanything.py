@@ -9,13 +9,15 @@ code of place at all.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from PIL import Image
 from torch import nn
 
+from stream4d.errors import ModelError
 from stream4d.geometry.camera import centred_K, default_focal, make_K
 from stream4d.geometry.transforms import invert, rigid, transform_points
 from stream4d.models.base import ModelCard
@@ -28,12 +30,13 @@ from stream4d.models.family import (
     to_prediction,
 )
 from stream4d.models.mapanything_inputs import Geometry, GivenView, collect, unit_rays
-from stream4d.models.mapanything_masks import on_edge
+from stream4d.models.mapanything_masks import multiview_confidence, on_edge
 from stream4d.models.mapanything_net import (
     V1,
     MapAnythingConfig,
     MapAnythingNet,
     MapAnythingOutput,
+    ResizeRule,
 )
 from stream4d.models.pose_encoding import matrix_from_quat_xyzw
 from stream4d.models.resize import Fit
@@ -65,35 +68,84 @@ KEY_MAP = KeyMap(
 )
 
 SIZES_BY_ASPECT = {
-    0.486: (252, 518),
-    0.567: (294, 518),
-    0.649: (336, 518),
-    0.757: (392, 518),
-    1.0: (518, 518),
-    1.321: (518, 392),
-    1.542: (518, 336),
-    1.762: (518, 294),
-    2.056: (518, 252),
-    3.083: (518, 168),
+    518: {
+        0.486: (252, 518),
+        0.567: (294, 518),
+        0.649: (336, 518),
+        0.757: (392, 518),
+        1.0: (518, 518),
+        1.321: (518, 392),
+        1.542: (518, 336),
+        1.762: (518, 294),
+        2.056: (518, 252),
+        3.083: (518, 168),
+    },
+    504: {
+        0.472: (238, 504),
+        0.556: (280, 504),
+        0.639: (322, 504),
+        0.75: (378, 504),
+        1.0: (504, 504),
+        1.333: (504, 378),
+        1.565: (504, 322),
+        1.8: (504, 280),
+        2.118: (504, 238),
+        3.273: (504, 154),
+    },
 }
-"""Width / height → (width, height) of the network's image."""
+"""Resolution → width / height → (width, height) of the network's image."""
 
 
-def fit_image(width: int, height: int, size: tuple[int, int] | None = None) -> Fit:
-    """Apply MapAnything's rule: the listed size of nearest aspect ratio (or ``size``), filled and centre-cropped."""
-    if size is None:
-        size = SIZES_BY_ASPECT[min(SIZES_BY_ASPECT, key=lambda key: abs(key - width / height))]
-    size = (max(14, size[0] // 14 * 14), max(14, size[1] // 14 * 14))
-    factor = max(size[0] / width, size[1] / height) + 1e-8
+def fit_image(
+    width: int,
+    height: int,
+    size: tuple[int, int] | None = None,
+    rule: ResizeRule = "fixed_mapping",
+    resolution: int = 518,
+) -> Fit:
+    """Apply one of MapAnything's rules for the size, which the image then fills and is cut to around its centre.
+
+    Args:
+        size: (width, height) in place of a rule.
+        rule: the listed size of nearest aspect ratio, the frame's own aspect ratio, or a square.
+
+    Raises:
+        ModelError: no such rule, or no list of sizes for the resolution.
+    """
+    w, h = size or _network_size(width, height, rule, resolution)
+    w, h = max(14, w // 14 * 14), max(14, h // 14 * 14)
+    factor = max(w / width, h / height) + 1e-8
     resized = (int(width * factor), int(height * factor))
     return Fit(
         source=(width, height),
         resized=resized,
-        left=(resized[0] - size[0]) // 2,
-        top=(resized[1] - size[1]) // 2,
-        size=size,
+        left=(resized[0] - w) // 2,
+        top=(resized[1] - h) // 2,
+        size=(w, h),
         filter=Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.BICUBIC,
     )
+
+
+def _network_size(width: int, height: int, rule: str, resolution: int) -> tuple[int, int]:
+    match rule:
+        case "fixed_mapping" if resolution in SIZES_BY_ASPECT:
+            listed = SIZES_BY_ASPECT[resolution]
+            return listed[min(listed, key=lambda key: abs(key - width / height))]
+        case "fixed_mapping":
+            raise ModelError(
+                f"no list of sizes for resolution {resolution}: take {_or(SIZES_BY_ASPECT)}, "
+                "or resize: longest_side"
+            )
+        case "longest_side":
+            factor = resolution / max(width, height) / 14
+            return round(width * factor) * 14, round(height * factor) * 14
+        case "square":
+            return resolution, resolution
+    raise ModelError(f"resize must be {_or(get_args(ResizeRule))}, got {rule!r}")
+
+
+def _or(names: Iterable[object]) -> str:
+    return " or ".join(str(name) for name in names)
 
 
 def _card(name: str, licence: str, parameters_m: float, hub_id: str) -> ModelCard:
@@ -142,7 +194,9 @@ class MapAnythingModel(ForeignModel):
         return KEY_MAP
 
     def session(self, info: VideoInfo) -> MapAnythingSession:
-        return MapAnythingSession(self, info, fit_image(info.width, info.height, self.config.size))
+        config = self.config
+        fitted = fit_image(info.width, info.height, config.size, config.resize, config.resolution)
+        return MapAnythingSession(self, info, fitted)
 
 
 class MapAnythingSession(ForeignSession):
@@ -151,8 +205,13 @@ class MapAnythingSession(ForeignSession):
     def predict(self, window: Window) -> Prediction:
         images = normalise_imagenet(self.images(window))[None]
         out = self.model.net(images, self.given(window))
+        config = self.model.config
         return mapanything_prediction(
-            self.fit, out, self.given_K(window), mask_edges=self.model.config.mask_edges
+            self.fit,
+            out,
+            self.given_K(window),
+            mask_edges=config.mask_edges,
+            confidence_from=config.confidence_from,
         )
 
     def given(self, window: Window) -> Geometry | None:
@@ -172,7 +231,12 @@ class MapAnythingSession(ForeignSession):
 
 
 def mapanything_prediction(
-    fitted: Fit, out: MapAnythingOutput, given_K: list[Array | None], *, mask_edges: bool
+    fitted: Fit,
+    out: MapAnythingOutput,
+    given_K: list[Array | None],
+    *,
+    mask_edges: bool,
+    confidence_from: Literal["network", "views"] = "network",
 ) -> Prediction:
     """Turn the network's factors for one window into our frames, in metres."""
     scale = float(out.scale[0])
@@ -184,13 +248,15 @@ def mapanything_prediction(
     if mask_edges:
         valid &= ~np.stack([on_edge(p, v) for p, v in zip(in_cam, valid, strict=True)])
     window_from_cam = invert(scene_from_cam[0]) @ scene_from_cam
+    own_K = np.stack([K_from_rays(r) for r in rays])
+    confidence = numpy(out.confidence[0])
+    if confidence_from == "views":
+        confidence = multiview_confidence(in_cam[..., 2], valid, own_K, window_from_cam)
     return to_prediction(
         fitted,
         depth=np.where(valid, in_cam[..., 2], np.nan),
-        confidence=numpy(out.confidence[0]),
-        K=np.stack(
-            [K_from_rays(r) if K is None else K for r, K in zip(rays, given_K, strict=True)]
-        ),
+        confidence=confidence,
+        K=np.stack([own if K is None else K for own, K in zip(own_K, given_K, strict=True)]),
         window_from_cam=window_from_cam,
         points_in_window=np.stack(
             [transform_points(T, p) for T, p in zip(window_from_cam, in_cam, strict=True)]

@@ -1,6 +1,7 @@
-"""Which pixels of a pointmap lie on an edge between two surfaces, where a predicted depth is a mixture of both.
+"""Which pixels of depth maps are to be trusted: those off the edges of surfaces, and those that other views confirm.
 
-A pixel is on an edge where depth jumps and the surface's direction changes too; a slanted plane has only the first.
+On an edge between two surfaces a predicted depth is a mixture of both. A pixel is on an edge where depth jumps and the
+surface's direction changes too; a slanted plane has only the first.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from stream4d.geometry.camera import unproject
+from stream4d.geometry.transforms import invert, transform_points
 from stream4d.packets import Array
 
 _AROUND = np.ones((3, 3), np.uint8)
@@ -24,6 +27,50 @@ def on_edge(
     return depth_edge(points[..., 2], valid, depth_ratio) & normal_edge(
         normals, has_normal, angle_deg
     )
+
+
+NEAREST = 0.04
+"""Points nearer than this to another camera are not looked up there."""
+
+
+def multiview_confidence(
+    depth: Array,  # (T, H, W)
+    valid: Array,  # (T, H, W) bool
+    K: Array,  # (T, 3, 3)
+    world_from_cam: Array,  # (T, 4, 4)
+    tolerance: float = 0.02,
+) -> Array:  # (T, H, W) in [0, 1]
+    """Return, for each pixel, the share of the views it falls into that see the depth it should have there.
+
+    The tolerance is that part of the depth, plus as much of the unit of length. A pixel that falls into no view has 0;
+    where that is so for a whole frame, nothing speaks against it: 1.
+    """
+    out = np.zeros(depth.shape, np.float32)
+    for i, own in enumerate(depth):
+        world = transform_points(world_from_cam[i], unproject(own.astype(np.float64), K[i]))
+        known = valid[i] & (own > 0)
+        agree, seen = np.zeros(own.shape), np.zeros(own.shape)
+        for j, other in enumerate(depth):
+            if i == j:
+                continue
+            in_j = transform_points(invert(world_from_cam[j]), world)
+            inside, error = _difference(in_j, other, K[j])
+            inside &= known
+            seen += inside
+            agree += inside & (error < tolerance * (1 + in_j[..., 2]))
+        out[i] = agree / np.maximum(seen, 1) if seen.any() else 1.0
+    return out
+
+
+def _difference(in_cam: Array, depth: Array, K: Array) -> tuple[Array, Array]:
+    """Tell which points fall into a view, and how far their z is from the nearest pixel's depth."""
+    H, W = depth.shape
+    z = in_cam[..., 2]
+    uv = (in_cam @ np.asarray(K, np.float64).T)[..., :2] / np.maximum(z, 1e-6)[..., None]
+    u, v = uv[..., 0], uv[..., 1]
+    inside = (u >= 0) & (u < W) & (v >= 0) & (v < H) & (z > NEAREST)
+    at = [np.clip(np.rint(x), 0, n - 1).astype(int) for x, n in ((v, H), (u, W))]
+    return inside, np.abs(z - depth[at[0], at[1]])
 
 
 def depth_edge(depth: Array, valid: Array, ratio: float) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from stream4d.models.blocks import Block, image_size
 from stream4d.models.encoders import DinoEncoder
 from stream4d.models.heads import Dpt, resize_bilinear
 from stream4d.models.mapanything_inputs import GeometricEncoders, Geometry, InputConfig
+
+ResizeRule = Literal["fixed_mapping", "longest_side", "square"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +50,15 @@ class MapAnythingConfig:
     head_chunk: int = 2
     """Views that pass through the dense head together: bounds memory."""
     size: tuple[int, int] | None = None
-    """(width, height) of the network's image; None picks from a list by aspect ratio."""
-    inputs_are_metric: bool = False
-    """Given depth and poses are in metres: the network then takes their scale too."""
+    """(width, height) of the network's image; None leaves it to ``resize``."""
+    resize: ResizeRule = "fixed_mapping"
+    """A listed size of nearest aspect ratio, the frame's own aspect ratio (``longest_side``), or a ``square``."""
+    resolution: int = 518
+    """Longer side of the network's image; 518 or 504 for ``fixed_mapping``."""
+    inputs_are_metric: bool = True
+    """Given depth and poses are in metres: the network then takes their scale too. Say no for poses of any scale."""
+    confidence_from: Literal["network", "views"] = "network"
+    """The network's own confidence, or the share of other frames of the window that see the same depth."""
     mask_edges: bool = True
     """Leave out pixels on jumps of depth, which lie between two surfaces."""
 

@@ -84,8 +84,11 @@ class Must3rModel(ForeignModel):
         return KEY_MAP
 
     def session(self, info: VideoInfo) -> Must3rSession:
-        choose = fit_to_table if self.config.crop == "table" else fit_image
-        return Must3rSession(self, info, choose(info.width, info.height, self.config.resolution))
+        size = (info.width, info.height, self.config.resolution)
+        fitted = (
+            fit_to_table(*size) if self.config.crop == "table" else fit_image(*size, square_ok=True)
+        )
+        return Must3rSession(self, info, fitted)
 
 
 class Must3rSession(NativeSession):
@@ -138,40 +141,33 @@ class Must3rSession(NativeSession):
     def _place(self, frame: Frame, number: int, points: Points) -> FrameResult:
         """Turn an image's points into a posed depth map; decide whether it becomes a keyframe."""
         in_scene, in_cam, confidence = (numpy(x).astype(np.float64) for x in points)
-        scene_from_cam = rigid_fit(in_cam, in_scene, confidence - 1)
-        depth = in_cam[..., 2]
-        centre = scene_from_cam[:3, 3]
-        is_new = (
-            self.known.novelty(in_scene, depth, confidence, centre)
-            > self.model.config.keyframe_threshold
-        )
-        if is_new or number < 2:
-            self.known.add(in_scene, depth, confidence, centre)
-            self.keyframes.append(number)
         K, stretch = self._intrinsics(frame, in_cam, confidence)
-        return FrameResult(
-            depth=depth * stretch,
-            confidence=confidence,
-            K=K,
-            scene_from_cam=scene_from_cam,
-        )
+        in_cam[..., 2] *= stretch
+        # The first image's camera is the scene's frame.
+        pose = np.eye(4) if number == 0 else rigid_fit(in_cam, in_scene, confidence - 1)
+        depth = in_cam[..., 2]
+        novelty = self.known.novelty(in_scene, depth, confidence, pose[:3, 3])
+        if novelty > self.model.config.keyframe_threshold or number < 2:
+            self.known.add(in_scene, depth, confidence, pose[:3, 3])
+            self.keyframes.append(number)
+        return FrameResult(depth=depth, confidence=confidence, K=K, scene_from_cam=pose)
 
     def _intrinsics(self, frame: Frame, in_cam: Array, confidence: Array) -> tuple[Array, float]:
         """Return K and the factor on z that makes the points agree with it.
 
-        One focal length serves the whole video: the given one, or the confidence-weighted mean so far.
+        One focal length serves the whole video: the given one, or the confidence-weighted mean of the frames before.
         """
         W, H = self.fit.size
         own = estimate_focal(in_cam, min_focal=0.5, max_focal=3.5)
         if not np.isfinite(own):
             own = default_focal(W, H)
-        if frame.K is not None:
-            K = self.fit.K_to_network(frame.K)
-            return K, float(K[0, 0]) / own
+        focal = self.focal_sum / self.focal_weight if self.focal_weight else own
         weight = max(float((confidence - 1).sum()), 1e-9)
         self.focal_sum += weight * own
         self.focal_weight += weight
-        focal = self.focal_sum / self.focal_weight
+        if frame.K is not None:
+            K = self.fit.K_to_network(frame.K)
+            return K, float(K[0, 0]) / own
         return make_K(focal, focal, W / 2, H / 2), focal / own
 
     def _forget(self) -> None:
