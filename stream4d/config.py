@@ -112,6 +112,7 @@ class ChainConfig(_Checked):
     patches: int = _setting(96, "patches tracked per keyframe", low=8, high=1024)
     lag: int = _setting(8, "frames held back so that their pose is refined once", low=0, high=256)
     refine_focal: bool = _setting(True, "estimate the focal length where no K is given")
+    loop_closure: bool = _setting(True, "know places again and take the drift out of the path")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

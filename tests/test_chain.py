@@ -15,6 +15,7 @@ from stream4d.packets import Array, Frame, PosedFrame, Window
 from stream4d.pose.chain import PoseChain
 from stream4d.pose.correction import interpolated
 from stream4d.pose.keyframe_view import Correction, KeyframeListener, KeyframeView, NullListener
+from stream4d.pose.loops import LoopCloser
 from tests.naive import umeyama
 from tests.oracle import OracleModel
 from tests.synthetic import BIG_MOVERS, Ball, Scene
@@ -278,3 +279,33 @@ def test_corrections_are_interpolated_between_the_frames_that_are_listed() -> No
     np.testing.assert_allclose(half @ half, far, atol=1e-9)
     np.testing.assert_array_equal(interpolated({10: np.eye(4), 20: far}, 3), np.eye(4))
     np.testing.assert_array_equal(interpolated({10: np.eye(4), 20: far}, 99), far)
+
+
+def test_loop_closure_does_no_harm_and_resumes_exactly() -> None:
+    scene = Scene("loop", width=256, height=192, focal=220, frames_per_turn=60, balls=())
+    model, n, half = OracleModel(scene), 80, 56
+    config = ChainConfig(keyframes=4)  # few, so that places leave the map soon
+    closer, second = LoopCloser(), LoopCloser()
+    _, poses = run(scene, model, n, config=config, listener=closer)
+    assert closer.closed > 0
+    _, plain = run(scene, model, n, config=ChainConfig(keyframes=4, loop_closure=False))
+    assert ate(scene, poses)[0] < 1.2 * ate(scene, plain)[0]
+    session = model.session(scene.info(n))
+    first = PoseChain(config, scene.info(n))
+    for window in scene.windows(half):
+        list(first.extend(window, session.step(window)))
+    state = {name: array.copy() for name, array in first.state().items()}
+    resumed = PoseChain(config, scene.info(n), second)
+    resumed.restore(state)
+    frames = []
+    for window in scene.windows(n, start=half - 1):
+        overlapping = type(window)(index=window.index + half, frames=window.frames, overlap=1)
+        frames += resumed.extend(overlapping, session.step(window))
+    frames += resumed.finish()
+    assert second.closed == closer.closed
+    whole = {int(i): pose for i, pose in enumerate(poses)}
+    for frame in frames:
+        whole[frame.index] = frame.world_from_cam
+    for revision in resumed.revisions():
+        whole.update(zip(revision.indices.tolist(), revision.world_from_cam, strict=True))
+    np.testing.assert_array_equal(np.stack([whole[i] for i in range(n)]), poses)

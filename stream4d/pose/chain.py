@@ -25,6 +25,7 @@ from stream4d.packets import (
 )
 from stream4d.pose import anchoring, correction, dense, leaving, locate, measure, patches
 from stream4d.pose.keyframe_view import Correction, KeyframeListener, NullListener
+from stream4d.pose.loops import LoopCloser
 from stream4d.pose.mapping import settle_all
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
@@ -38,14 +39,16 @@ MAX_HELD = 40
 class PoseChain:
     """Poses, depth and motion of one video, frame by frame, in bounded memory.
 
-    A ``listener`` sees every keyframe and may answer with a correction of the path (loop closure).
+    A ``listener`` sees every keyframe and may answer with a correction of the path; None: loop closure, if the
+    config asks for it.
     """
 
     def __init__(
         self, config: ChainConfig, info: VideoInfo, listener: KeyframeListener | None = None
     ) -> None:
         self._config = config
-        self._listener: KeyframeListener = listener or NullListener()
+        own = LoopCloser() if config.loop_closure else NullListener()
+        self._listener: KeyframeListener = listener or own
         self._progress: Progress | None = None
         self._by_windows: bool | None = None
         self._placer = WindowPlacer()

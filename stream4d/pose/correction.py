@@ -49,21 +49,29 @@ def apply(progress: Progress, correction: Correction) -> None:
 
 def interpolated(correction: Correction, index: int) -> Array:
     """Return the (4, 4) Sim(3) of a frame from those of the listed frames around it."""
+    return np.asarray(_interpolate(correction, np.array([index]))[0])
+
+
+def _interpolate(correction: Correction, frames: Array) -> Array:  # (n,) -> (n, 4, 4)
     listed = np.array(sorted(correction))
-    after = int(np.searchsorted(listed, index))
-    if after == 0 or after == len(listed) or listed[after] == index:
-        return np.asarray(correction[int(listed[min(after, len(listed) - 1)])], np.float64)
-    a, b = int(listed[after - 1]), int(listed[after])
-    A, B = np.asarray(correction[a]), np.asarray(correction[b])
-    share = (index - a) / (b - a)
-    return transforms.sim3_exp(share * transforms.sim3_log(B @ transforms.invert(A))) @ A
+    S = np.stack([np.asarray(correction[int(i)], np.float64) for i in listed])
+    before = np.clip(np.searchsorted(listed, frames, side="right") - 1, 0, len(listed) - 1)
+    out = S[before]
+    after = np.minimum(before + 1, len(listed) - 1)
+    between = (frames > listed[before]) & (after > before) & (S[after] != S[before]).any((1, 2))
+    a, b = before[between], after[between]
+    share = (frames[between] - listed[a]) / (listed[b] - listed[a])
+    way = transforms.sim3_log(S[b] @ transforms.invert(S[a]))
+    out[between] = transforms.sim3_exp(share[:, None] * way) @ S[a]
+    return np.asarray(out)
 
 
 def corrected_pose(pose: Array, S: Array) -> Array:
-    """Return the camera-from-world (3, 4) of a camera whose world was moved by the similarity ``S``."""
+    """Return the camera-from-world (..., 3, 4) of cameras whose world was moved by the similarity ``S`` (..., 4, 4)."""
     scale, R, t = transforms.decompose(S)
-    turned = pose[:, :3] @ R.T
-    return np.hstack([turned, (scale * pose[:, 3] - turned @ t)[:, None]])
+    turned = pose[..., :3] @ np.swapaxes(R, -1, -2)
+    moved = scale[..., None] * pose[..., 3] - (turned @ t[..., None])[..., 0]
+    return np.concatenate([turned, moved[..., None]], axis=-1)
 
 
 def _correct_map(progress: Progress, by_frame: dict[int, Array]) -> None:
@@ -90,14 +98,18 @@ def _correct_departed(progress: Progress, correction: Correction) -> None:
     departed = progress.departed
     if not len(departed.index):
         return
-    scales = np.ones(len(departed.index))
-    for k, (index, reference) in enumerate(zip(departed.index, departed.reference, strict=True)):
-        # frames that hang on a keyframe stay rigid with it
-        S = interpolated(correction, int(reference if reference >= 0 else index))
-        scales[k] = transforms.scale_of(S)
-        departed.pose[k] = corrected_pose(departed.pose[k], S)
-        departed.from_reference[k, :, 3] *= scales[k]
+    # frames that hang on a keyframe stay rigid with it
+    S = _interpolate(
+        correction, np.where(departed.reference >= 0, departed.reference, departed.index)
+    )
+    scales = transforms.scale_of(S)
+    mine = np.flatnonzero((np.eye(4) != S).any((1, 2)))
+    departed.pose[mine] = corrected_pose(departed.pose[mine], S[mine])
+    departed.from_reference[..., 3] *= scales[:, None]
     if progress.dense is not None:  # of the frame that left last
         progress.dense.pose = departed.pose[-1].copy()
         progress.dense.rescale(float(scales[-1]))
-    progress.revisions.append(revision_of(departed.index, departed.pose, scales))
+    if len(mine):
+        progress.revisions.append(
+            revision_of(departed.index[mine], departed.pose[mine], scales[mine])
+        )

@@ -76,6 +76,6 @@ def revision_of(indices: Array, poses: Array, scale: Array | None = None) -> Pos
     """Return the revision that tells camera-from-world poses (n, 3, 4) of frames that have left."""
     return PoseRevision(
         indices=indices.copy(),
-        world_from_cam=np.stack([to_world_from_cam(pose) for pose in poses]),
+        world_from_cam=to_world_from_cam(poses),
         scale=np.ones(len(indices)) if scale is None else scale,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream4d.geometry.transforms import project_to_so3
+from stream4d.geometry.transforms import project_to_so3, rigid
 from stream4d.packets import Array, Frame
 from stream4d.pose import patches
 from stream4d.pose.dense import Maps
@@ -103,8 +103,6 @@ def relative(record: Record, local_map: LocalMap) -> Array:
 
 
 def to_world_from_cam(pose: Array) -> Array:
-    """Invert a camera-from-world (3, 4) into a rigid (4, 4)."""
-    R = project_to_so3(pose[:, :3])
-    out = np.eye(4)
-    out[:3, :3], out[:3, 3] = R.T, -R.T @ pose[:, 3]
-    return out
+    """Invert camera-from-world (..., 3, 4) into rigid (..., 4, 4)."""
+    turned_back = np.swapaxes(project_to_so3(pose[..., :3]), -1, -2)
+    return rigid(turned_back, -(turned_back @ pose[..., 3:])[..., 0])
