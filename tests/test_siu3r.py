@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import families
 import numpy as np
+import plyfile
 import pytest
 import torch
 from families import check_prediction, make_frames, placed, run_windows, video_info
 from golden import Golden, Recorder, check_manifest
 
+from stream4d.errors import ExportError
+from stream4d.export.siu3r import write_siu3r
+from stream4d.export.source import Selection
 from stream4d.geometry.camera import make_K
 from stream4d.models.deformable import DeformableAttention, places_of
 from stream4d.models.registry import create_model
@@ -25,6 +29,8 @@ from stream4d.models.siu3r_panoptic import (
     segment,
 )
 from stream4d.packets import Window
+from tests.posed import Frames, posed_frames
+from tests.synthetic import Scene
 
 TINY = families.TINY["siu3r"]
 
@@ -294,3 +300,31 @@ def test_a_pair_becomes_labelled_gaussians(models):
     assert scene.panoptic.numbers.shape == (2, 64, 96)
     assert scene.segment_logits.shape[:3] == (2, 64, 96)
     assert torch.linalg.eigvalsh(scene.gaussians.covariances.double()).min() > 0
+
+
+def test_gaussians_of_two_stored_frames_are_exported(models, tmp_path):
+    frames = Frames(posed_frames(4, Scene(width=96, height=72, focal=82.0)))
+    path = tmp_path / "gaussians.ply"
+    write_siu3r(frames, path, selection=Selection(stride=3), model=models["classes"])
+    vertices = plyfile.PlyData.read(str(path))["vertex"]
+    names = [p.name for p in vertices.properties]
+    assert names[-2:] == ["rot_3", "label"]
+    assert set(vertices["label"]) <= {*range(5), NOTHING}
+    assert 0 < len(vertices["x"]) <= 2 * 64 * 64
+    lengths = sum(vertices[f"rot_{i}"] ** 2 for i in range(4))
+    np.testing.assert_allclose(lengths, 1, atol=1e-5)
+    # sh_degree 2: eight harmonics above the constant one, of 15 that a colour has room for.
+    assert any(vertices[f"f_rest_{15 + k}"].any() for k in range(8))
+    assert not any(vertices[f"f_rest_{k}"].any() for k in range(8, 15))
+    # One pixel in two views: half of them come from the first, whose depth sets the size.
+    depth = frames[0].depth
+    first = vertices["z"][: len(vertices["z"]) // 2]
+    first = first[first > 0]
+    assert 0.3 < np.median(first) / np.median(depth) < 3
+
+
+def test_one_frame_is_not_enough_for_gaussians(models, tmp_path):
+    frames = Frames(posed_frames(1, Scene(width=96, height=72, focal=82.0)))
+    with pytest.raises(ExportError, match="two frames"):
+        write_siu3r(frames, tmp_path / "x.ply", model=models["classes"])
+    assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,11 @@ FORMATS = {
     "moving": ("stream4d.export.ply:write_moving_ply", "_moving", "folder: what moves, per frame"),
     "glb": ("stream4d.export.glb:write_glb", ".glb", "static cloud, camera path and frusta"),
     "splat": ("stream4d.export.splat:write_splat", "_splat.ply", "3D Gaussians to start from"),
+    "siu3r": (
+        "stream4d.export.siu3r:write_siu3r",
+        "_siu3r.ply",
+        "labelled 3D Gaussians of two frames, --stride apart, by SIU3R",
+    ),
     "colmap": ("stream4d.export.colmap:write_colmap", "_colmap", "folder: binary model, pictures"),
     "colmap-text": ("stream4d.export.colmap:write_colmap", "_colmap_text", "the same as text"),
     "nerfstudio": (
@@ -58,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="PATH", help="file or folder; with several formats the folder they go into"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace earlier exports")
+    parser.add_argument(
+        "--weights", metavar="FILE|HUB_ID", help="of SIU3R, for the format siu3r [from the hub]"
+    )
     group = parser.add_argument_group("selection")
     group.add_argument("--stride", type=int, default=1, metavar="N", help="every n-th frame [1]")
     group.add_argument("--segment", type=int, metavar="N", help="part between two cuts [longest]")
@@ -86,7 +94,7 @@ def export(source: Any, store_path: Path, args: argparse.Namespace) -> int:
     if len(targets) > 1:
         _make_folder(next(iter(targets.values())).parent)
     for name, path in targets.items():
-        write, options = _writer(name)
+        write, options = _writer(name, args)
         write(source, path, selection=_selection(name, args), overwrite=args.overwrite, **options)
         logs.show(f"{name}: {path}")
     return 0
@@ -125,13 +133,18 @@ def _make_folder(folder: Path) -> None:
         raise ExportError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
-def _writer(name: str) -> tuple[Callable[..., None], dict[str, Any]]:
+def _writer(name: str, args: argparse.Namespace) -> tuple[Callable[..., None], dict[str, Any]]:
     import importlib
 
     module, _, function = FORMATS[name][0].partition(":")
-    return getattr(importlib.import_module(module), function), (
-        {"text": True} if name == "colmap-text" else {}
-    )
+    options: dict[str, Any] = {}
+    if name == "colmap-text":
+        options["text"] = True
+    if name == "siu3r" and args.weights:
+        from stream4d.models.registry import create_model
+
+        options["model"] = create_model("siu3r", weights=args.weights)
+    return getattr(importlib.import_module(module), function), options
 
 
 def _selection(name: str, args: argparse.Namespace) -> Any:
