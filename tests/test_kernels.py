@@ -14,6 +14,7 @@ from stream4d.pose import (
     _kernels_bundle,
     _kernels_parts,
     _kernels_pose,
+    patches,
     refine,
 )
 from tests import naive
@@ -202,6 +203,37 @@ def test_patches_align_below_a_tenth_of_a_pixel_in_any_light(
     assert correlation > 0.98
 
 
+def test_along_a_straight_edge_a_patch_stays_where_it_was() -> None:
+    y, x = np.mgrid[0:60, 0:60].astype(float)
+
+    def edge(shift: float) -> Array:
+        noise = np.random.default_rng(int(10 * shift)).normal(size=x.shape)
+        across = 0.8 * x + 0.6 * y - 42 - shift
+        return (120 + 80 * np.tanh(across / 2) + noise).astype(np.uint8)
+
+    template, tensor = np.empty((_kernels_align.SIDE + 2,) * 2), np.empty(3)
+    assert _kernels_align.sample_template(edge(0.0), 30.0, 30.0, np.eye(2), template)
+    u, v, correlation, _ = _kernels_align.align_patch(template, edge(1.0), 30.0, 30.0, 20, tensor)
+    assert correlation > 0.95
+    assert 0.8 * (u - 30) + 0.6 * (v - 30) == pytest.approx(1.0, abs=0.1)
+    assert -0.6 * (u - 30) + 0.8 * (v - 30) == pytest.approx(0.0, abs=0.1)
+    info = patches.flow_info(edge(1.0).astype(np.uint8), np.array([[u, v]]), np.ones(1))[0]
+    along = 0.36 * info[0] - 0.96 * info[1] + 0.64 * info[2]
+    across = 0.64 * info[0] + 0.96 * info[1] + 0.36 * info[2]
+    assert across > 0.9
+    assert along < 0.5
+
+
+def test_strong_directions_are_inverted_alone() -> None:
+    angle = np.array([[0.8, -0.6], [0.6, 0.8]])
+    for strong, weak in ((5000.0, 900.0), (5000.0, 10.0), (100.0, 10.0)):
+        a, b, _, c = (angle @ np.diag([strong, weak]) @ angle.T).ravel()
+        kept = 1 / weak if weak > _kernels_align.WEAK else 0.0
+        expected = angle @ np.diag([1 / strong, kept]) @ angle.T
+        found = _kernels_align.inverse_of_strong(a, b, c)
+        np.testing.assert_allclose(found, expected.ravel()[[0, 1, 3]], rtol=1e-9, atol=1e-12)
+
+
 def test_flat_patches_and_borders_are_refused() -> None:
     flat = np.full((40, 40), 100, np.uint8)
     template, tensor = np.empty((_kernels_align.SIDE + 2,) * 2), np.zeros(3)
@@ -211,7 +243,7 @@ def test_flat_patches_and_borders_are_refused() -> None:
 
 
 def test_kernels_run_without_compilation() -> None:
-    chosen = "pose_equations or refused or schur or (system and (single or masked)) or depths_are"
+    chosen = "pose_equations or strong or refused or schur or (system and (single or masked)) or depths_are"
     run_without_compilation(__file__, chosen)
 
 

@@ -13,6 +13,9 @@ from stream4d.pose._kernels_parts import bilinear, carry, relate
 HALF = 5
 """Patches are (2 HALF + 1) pixels wide."""
 SIDE = 2 * HALF + 1
+WEAK = 2.0 * SIDE * SIDE
+"""Squared gradients summed over a patch, grey levels², below which a direction shows noise only: along a straight
+edge a patch is not moved, for it would go anywhere."""
 
 
 @njit(cache=True, nogil=True)
@@ -28,6 +31,42 @@ def sample_template(image, u, v, warp, out):
                 return False
             out[i, j] = bilinear(image, x, y)
     return True
+
+
+@njit(cache=True, nogil=True)
+def inverse_of_strong(a, b, c):
+    """Return the inverse (xx, xy, yy) of [[a, b], [b, c]] over its eigenvectors that show more than noise."""
+    mean, half = 0.5 * (a + c), math.sqrt(0.25 * (a - c) ** 2 + b * b)
+    strong, weak = mean + half, mean - half
+    if weak > WEAK:
+        det = a * c - b * b
+        return c / det, -b / det, a / det
+    # the unit eigenvector of the larger eigenvalue, from the better conditioned row
+    x, y = (strong - c, b) if a > c else (b, strong - a)
+    length = x * x + y * y
+    if length < 1e-12:
+        return 0.0, 0.0, 0.0
+    return x * x / (length * strong), x * y / (length * strong), y * y / (length * strong)
+
+
+@njit(cache=True, nogil=True)
+def structure_tensors(image, uv, todo, out):
+    """Write the sums (xx, xy, yy) of gradient products over a patch around each position; zero outside the image."""
+    H, W = image.shape
+    for n in todo:
+        u, v = int(uv[n, 0] + 0.5), int(uv[n, 1] + 0.5)
+        out[n] = 0.0
+        if not (u > HALF and v > HALF and u < W - HALF - 1 and v < H - HALF - 1):
+            continue
+        a = b = c = 0.0
+        for y in range(v - HALF, v + HALF + 1):
+            for x in range(u - HALF, u + HALF + 1):
+                gx = 0.5 * (float(image[y, x + 1]) - float(image[y, x - 1]))
+                gy = 0.5 * (float(image[y + 1, x]) - float(image[y - 1, x]))
+                a += gx * gx
+                b += gx * gy
+                c += gy * gy
+        out[n, 0], out[n, 1], out[n, 2] = a, b, c
 
 
 @njit(cache=True, nogil=True)
@@ -58,10 +97,10 @@ def align_patch(template, image, u, v, iterations, tensor):
             b += dx * dy
             c += dy * dy
             var_t += (template[i + 1, j + 1] - mean_t) ** 2
-    det = a * c - b * b
     tensor[0], tensor[1], tensor[2] = a, b, c
-    if det < 1e-6 * (a + c) ** 2 or a + c < 0.5 * n or var_t < n * 1.0:
+    if a + c < 0.5 * n or var_t < n * 1.0:
         return u, v, -1.0, 0.0
+    ia, ib, ic = inverse_of_strong(a, b, c)
     values = np.empty((SIDE, SIDE))
     correlation, noise = -1.0, 0.0
     for _ in range(iterations):
@@ -88,7 +127,7 @@ def align_patch(template, image, u, v, iterations, tensor):
                 bx += gx[i, j] * r
                 by += gy[i, j] * r
                 noise += r * r / n
-        du, dv = (c * bx - b * by) / det, (a * by - b * bx) / det
+        du, dv = ia * bx + ib * by, ib * bx + ic * by
         u -= du
         v -= dv
         if du * du + dv * dv < 1e-4:

@@ -28,7 +28,7 @@ def follow(progress: Progress, record: Record, previous: Record) -> None:
             previous.uv, previous.var, record.flow_here, record.sigma_here
         )
     record.var[local_map.host < 0] = np.inf
-    record.info = patches.isotropic(record.var)
+    record.info = patches.flow_info(record.pyramid[0], record.uv, record.var)
 
 
 def fit(progress: Progress, record: Record, pose: Array, schedule: Array) -> track.Fit:
@@ -66,9 +66,10 @@ def refine_positions(progress: Progress, record: Record, pose: Array) -> float:
 
 
 def look_again(progress: Progress, record: Record) -> None:
-    """Search for patches that flow did not bring: project them, align, keep what looks right."""
+    """Search for patches that flow did not bring, or not well: project them, align, keep what looks right."""
     local_map = progress.map
-    rows = np.flatnonzero((local_map.host >= 0) & ~np.isfinite(record.var))
+    unsure = ~(record.var <= patches.ALIGN_FLOOR_VAR)
+    rows = np.flatnonzero((local_map.host >= 0) & unsure)
     rows = rows[local_map.rho_info[rows] * local_map.rho[rows] ** 2 > 100.0]
     uv, z = track.project_rows(local_map, rows, record.pose)
     rows, uv = rows[ok := camera.inside(uv, *progress.shape, 8.0) & (z > 0)], uv[ok]

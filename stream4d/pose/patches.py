@@ -130,9 +130,9 @@ def alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N,
     per_pixel = NOISE_GAIN * np.maximum(noise, NOISE_FLOOR)
     a, b, c = tensor.T
     smaller = 0.5 * (a + c - np.sqrt((a - c) ** 2 + 4 * b * b))
-    bias = np.minimum(
-        smaller, GRADIENT_NOISE * _kernels_align.SIDE**2
-    )  # noise alone makes the tensor this large
+    # noise alone makes the tensor this large; a direction that was not searched is not known at all
+    noise_only = GRADIENT_NOISE * _kernels_align.SIDE**2
+    bias = np.where(smaller > _kernels_align.WEAK, noise_only, smaller)
     a, b, c = (a - bias) / per_pixel, b / per_pixel, (c - bias) / per_pixel
     # T (1 + floor T)^-1 for the symmetric T = [[a, b], [b, c]]
     f = ALIGN_FLOOR_VAR
@@ -146,3 +146,16 @@ def isotropic(var: Array) -> Array:  # (N,) -> (N, 3)
     info = np.zeros((*var.shape, 3))
     info[..., 0] = info[..., 2] = 1 / var
     return info
+
+
+def flow_info(image: Array, uv: Array, var: Array) -> Array:  # (H, W), (N, 2), (N,) -> (N, 3)
+    """Return the information of positions brought by flow: little along edges, where flow only guesses."""
+    todo = np.flatnonzero(np.isfinite(var))
+    tensor = np.zeros((*var.shape, 3))
+    _kernels_align.structure_tensors(image, np.ascontiguousarray(uv, np.float64), todo, tensor)
+    # T (T + weak)^-1 / var: 1 / var where there is texture
+    a, b, c = tensor.T
+    p, r = a + _kernels_align.WEAK, c + _kernels_align.WEAK
+    det = p * r - b * b
+    share = np.stack([a * r - b * b, b * p - a * b, c * p - b * b], axis=-1) / det[:, None]
+    return share / var[:, None]
