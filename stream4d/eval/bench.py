@@ -62,6 +62,10 @@ class Line:
 FPS = Budget(what="pipeline, 384×288, view off", unit="fps", floor=8, aim=20, larger_is_better=True)
 PEAK = Budget(what="peak memory", unit="GB", floor=1.5, aim=1.0)
 GROWTH = Budget(what="memory at the end against frame 100", unit="×", floor=1.1, aim=1.02)
+LONG_GROWTH = Budget(what="memory at the end against frame 1100", unit="×", floor=1.1, aim=1.02)
+LONG_COST = Budget(
+    what="CPU time of the last 1000 frames against 100-1100", unit="×", floor=1.1, aim=1.0
+)
 COST = Budget(what="cost of the last frames against 100-200", unit="×", floor=1.1, aim=1.0)
 ALIGN = Budget(what="Sim(3) alignment, 512×288 overlap", unit="ms", floor=15, aim=4)
 BUNDLE = Budget(what="bundle step, 10 keyframes × 96 patches", unit="ms", floor=10, aim=3)
@@ -75,14 +79,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--frames", type=int, default=600, help="length of the pipeline run, at least 300 [600]"
     )
+    parser.add_argument(
+        "--long",
+        type=int,
+        metavar="N",
+        help="only run the pipeline, into a store, over N frames (at least 2200): are time and memory flat?",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        default=384,
+        help="long side of the frames of the run, pixels [384]",
+    )
     parser.add_argument("--model", default="", help="model [the default model]")
     parser.add_argument("--json", type=Path, help="write the lines as JSON")
     parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.worker:
-        logs.show(json.dumps(_measure_pipeline(args.worker, args.model)))
+        span = 1000 if args.long else 100
+        logs.show(json.dumps(_measure_pipeline(args.worker, args.model, args.resolution, span)))
         return 0
-    lines = measure(max(300, args.frames), args.model)
+    if args.long:
+        lines = measure_long(max(2200, args.long), args.model, args.resolution)
+    else:
+        lines = measure(max(300, args.frames), args.model, args.resolution)
     logs.show(table(lines))
     logs.show(_circumstances())
     if args.json:
@@ -90,11 +110,22 @@ def main(arguments: list[str] | None = None) -> int:
     return int(not all(line.is_met for line in lines))
 
 
-def measure(frames: int, model: str = "") -> list[Line]:
+def measure_long(frames: int, model: str = "", resolution: int = 384) -> list[Line]:
+    """Run the pipeline over a stream so long that whatever grows shows: the bundled clip, to and fro."""
+    run = _run_pipeline(frames, model, resolution, is_long=True)
+    return [
+        Line(budget=FPS, value=run["fps"]),
+        Line(budget=PEAK, value=run["peak_mb"] / 1000),
+        Line(budget=LONG_GROWTH, value=run["end_mb"] / run["early_mb"]),
+        Line(budget=LONG_COST, value=run["late_cpu_s"] / run["early_cpu_s"]),
+    ]
+
+
+def measure(frames: int, model: str = "", resolution: int = 384) -> list[Line]:
     """Measure every budget."""
     from stream4d.eval import bench_parts
 
-    run = _run_pipeline(frames, model)
+    run = _run_pipeline(frames, model, resolution)
     return [
         Line(budget=FPS, value=run["fps"]),
         Line(budget=PEAK, value=run["peak_mb"] / 1000),
@@ -174,45 +205,56 @@ def help_seconds(repeats: int = 7) -> float:
     return median_seconds(call, repeats)
 
 
-def _run_pipeline(frames: int, model: str) -> dict[str, float]:
+def _run_pipeline(
+    frames: int, model: str, resolution: int, *, is_long: bool = False
+) -> dict[str, float]:
     from stream4d.eval.bench_parts import write_long_video
 
     with tempfile.TemporaryDirectory(prefix="stream4d-bench-") as folder:
         video = write_long_video(Path(folder) / "video", frames)
         command = [sys.executable, "-m", "stream4d.eval.bench", "--worker", str(video)]
+        command += ["--resolution", str(resolution), *(["--long", str(frames)] if is_long else [])]
         command += ["--model", model] if model else []
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def _measure_pipeline(folder: str, model: str) -> dict[str, float]:
-    """Run the whole pipeline into a store, in this process, and return rates and memory."""
-    from stream4d.config import ModelConfig, RunConfig
+def _measure_pipeline(folder: str, model: str, resolution: int, span: int) -> dict[str, float]:
+    """Run the whole pipeline into a store, in this process, and return rates and memory.
+
+    Frames come in bursts of a window: times are read over spans of frames, the first from frame 100 on.
+    """
+    from stream4d.config import ModelConfig, ReaderConfig, RunConfig
     from stream4d.eval.process import peak_rss_mb, rss_mb
     from stream4d.pipeline import Reconstruction
 
-    config = RunConfig()
+    config = RunConfig(reader=ReaderConfig(resolution=resolution))
     if model:
         config = dataclasses.replace(config, model=ModelConfig(name=model))
-    stamps: list[float] = []
+    wall: list[float] = []
+    cpu: list[float] = []
     early_mb = 0.0
     out = Path(folder).with_name("store.zarr")
     with Reconstruction(folder, config, out=out) as run:
-        stamps.append(time.perf_counter())
+        wall.append(time.perf_counter())
+        cpu.append(time.process_time())
         for frame in run:
-            stamps.append(time.perf_counter())
-            if frame.index == 100:
+            wall.append(time.perf_counter())
+            cpu.append(time.process_time())
+            if frame.index == (100 if span == 100 else 100 + span):
                 early_mb = rss_mb()
-    # Frames come in bursts of a window: times are read over spans of 100.
-    count = len(stamps) - 1
+    count = len(wall) - 1
+    first, last = (100, 100 + span), (count - 10 - span, count - 10)
     return {
-        "fps": count / (stamps[-1] - stamps[0]),
+        "fps": count / (wall[-1] - wall[0]),
         "peak_mb": peak_rss_mb(),
         "early_mb": early_mb,
         "end_mb": rss_mb(),
-        "early_s": stamps[200] - stamps[100],
-        "late_s": stamps[count - 10] - stamps[count - 110],
+        "early_s": wall[first[1]] - wall[first[0]],
+        "late_s": wall[last[1]] - wall[last[0]],
+        "early_cpu_s": cpu[first[1]] - cpu[first[0]],
+        "late_cpu_s": cpu[last[1]] - cpu[last[0]],
     }
 
 
