@@ -7,24 +7,20 @@ planar background. It is the baseline that a learned model has to beat.
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
 
 from stream4d.errors import ModelError
 from stream4d.models.base import ModelCard
+from stream4d.models.dis import PRESETS, Preset, grey_image, start_both_ways
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
-
-PRESETS = {
-    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
-    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
-    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
-}
 
 CARD = ModelCard(
     name="classical",
@@ -53,7 +49,7 @@ SIGMA_UNSEEN_PX = 10.0
 class ClassicalConfig:
     """Options of the model."""
 
-    preset: Literal["ultrafast", "fast", "medium"] = "medium"
+    preset: Preset = "medium"
     """Medium halves the error of fast (median 0.25 px against 0.40 px on rendered clips) at 5 times its cost."""
 
 
@@ -95,12 +91,10 @@ class ClassicalModel:
 
 
 class ClassicalSession:
-    """Two DIS solvers and two threads; nothing is remembered between windows."""
+    """Two threads that run DIS; nothing is remembered between windows."""
 
     def __init__(self, config: ClassicalConfig) -> None:
-        self._solvers: list[Any] = [
-            cv2.DISOpticalFlow.create(PRESETS[config.preset]) for _ in range(2)
-        ]
+        self._preset = config.preset
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="dis")
 
     def __enter__(self) -> Self:
@@ -116,25 +110,21 @@ class ClassicalSession:
 
     def step(self, window: Window) -> Prediction:
         """Return flow both ways and its uncertainty for one window."""
-        grey = [cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY) for frame in window.frames]
+        grey = [grey_image(frame.rgb) for frame in window.frames]
         T, (H, W) = len(grey), grey[0].shape
         flow = np.zeros((T - 1, H, W, 2), np.float32)
         flow_backward, sigma = np.zeros_like(flow), np.zeros((T - 1, H, W), np.float32)
-        for i in range(T - 1):
-            flow[i], flow_backward[i] = self._both_ways(grey[i], grey[i + 1])
+        found = [
+            start_both_ways(a, b, self._preset, self._pool) for a, b in itertools.pairwise(grey)
+        ]
+        for i, (there, back) in enumerate(found):
+            flow[i], flow_backward[i] = there.result(), back.result()
             sigma[i] = flow_sigma(flow[i], flow_backward[i])
         return Prediction(
             flow=flow if T > 1 else None,
             flow_backward=flow_backward if T > 1 else None,
             flow_uncertainty=sigma if T > 1 else None,
         )
-
-    def _both_ways(self, a: Any, b: Any) -> tuple[Array, Array]:
-        if min(a.shape) < 32:  # the coarsest pyramid level of DIS needs whole patches
-            zero = np.zeros((*a.shape, 2), np.float32)
-            return zero, zero
-        back = self._pool.submit(self._solvers[1].calc, b, a, None)
-        return self._solvers[0].calc(a, b, None), back.result()
 
     def state(self) -> State:
         """Nothing to remember."""

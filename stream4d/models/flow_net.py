@@ -27,6 +27,7 @@ from stream4d.models import fused
 from stream4d.models.flow_propagation import Mended, Propagation
 from stream4d.models.sampling import (
     convex_upsample,
+    join,
     pixel_grid,
     resize_flow,
     round_trip,
@@ -310,10 +311,8 @@ class Fusion(nn.Module):
         costs = [correlation(4 * unit, f, 1)[0] for f in (initial, match.flow)]
         errors = [torch.log1p(round_trip(f)) for f in (initial, match.flow)]
         jump = match.flow - initial
-        clues = torch.cat(
-            [*costs, *errors, match.confidence, jump / (1 + jump.abs()), initial / 16], 1
-        )
-        x = F.relu(self.enter(torch.cat([clues.to(context.dtype), context], 1)))
+        clues = [*costs, *errors, match.confidence, jump / (1 + jump.abs()), initial / 16]
+        x = F.relu(self.enter(join(context, *clues, context)))
         for block in self.blocks:
             x = x + F.relu(block(x))
         out = self.flow(x).float()
@@ -364,8 +363,7 @@ class Refiner(nn.Module):
         costs, apart = correlation(descriptors, flow, self.radius)
         back = torch.log1p(round_trip(flow))
         away = (initial - flow).clamp(-8, 8) / 4
-        clues = torch.cat([costs.float(), away, back, apart.float()], 1).to(hidden.dtype)
-        x = F.relu(self.enter(torch.cat([clues, context, hidden], 1)))
+        x = F.relu(self.enter(join(hidden, costs, away, back, apart, context, hidden)))
         for block in self.blocks:
             x = x + F.relu(block(x))
         hidden = torch.tanh(hidden + self.update(x))
@@ -433,7 +431,7 @@ class FlowNet(nn.Module):
         # The detail that 1/8 cannot carry comes from the initial flow where it is trusted.
         flow = coarse + trust * (initial4 - resize_flow(initial8, size4))
         hidden = torch.tanh(F.interpolate(hidden8, size4, mode="bilinear", align_corners=False))
-        context = torch.cat([near.quarter, _clues(initial, mended).to(near.quarter.dtype)], 1)
+        context = join(near.quarter, near.quarter, _clues(initial, mended))
         is_training = torch.is_grad_enabled()
         steps = [resize_flow(flow, size)] if is_training else []
         for _ in range(iterations or self.iterations):

@@ -105,7 +105,7 @@ def roughness(flow: Tensor, mean: Tensor) -> Tensor:
 
 def convex_upsample(values: Tensor, logits: Tensor) -> Tensor:
     """Do what ``sampling.convex_upsample`` does for a factor of 4."""
-    cells, weights = _cells(values), _cells(logits)
+    cells, weights = _cells(values), _bits(logits)
     N, h, w, C = cells.shape
     out = np.empty((N, C, 4 * h, 4 * w), np.float32)
     _each(kernels.upsample, [(weights[n], cells[n], out[n]) for n in range(N)])
@@ -116,7 +116,8 @@ def finish_flow(
     values: Tensor, logits: Tensor, smooth: Tensor, initial: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Do what ``flow_net.finish_flow`` does."""
-    cells, weights, evens, fields = (_cells(x) for x in (values, logits, smooth, initial))
+    cells, evens, fields = (_cells(x) for x in (values, smooth, initial))
+    weights = _bits(logits)
     out, log_sigma = np.empty_like(fields), np.empty(fields.shape[:3], np.float32)
     _each(
         kernels.finish_flow,
@@ -149,6 +150,14 @@ def _planes(x: Tensor) -> Array:  # (N, C, h, w)
 
 def _cells(x: Tensor) -> Array:  # (N, C, h, w) -> (N, h, w, C)
     return np.asarray(x.permute(0, 2, 3, 1).float().contiguous().numpy())
+
+
+def _bits(x: Tensor) -> Array:
+    """Lay out as ``_cells`` does; bfloat16, which numpy does not know, stays as its bits."""
+    if x.dtype != torch.bfloat16:
+        return _cells(x)
+    cells = x.permute(0, 2, 3, 1).contiguous()
+    return np.asarray(cells.view(torch.int16).numpy()).view(np.uint16)
 
 
 @functools.cache

@@ -59,6 +59,15 @@ def convex_upsample(values: Tensor, logits: Tensor, factor: int = 4) -> Tensor:
     return F.pixel_shuffle(out.flatten(1, 2), factor)
 
 
+def join(like: Tensor, *maps: Tensor) -> Tensor:
+    """Concatenate maps over channels in the arithmetic of ``like``.
+
+    For inference channels lie together in memory: maps that disagree would be laid out anew before each convolution.
+    """
+    layout = torch.channels_last if fused.fits(like) else torch.preserve_format
+    return torch.cat([x.to(like.dtype, memory_format=layout) for x in maps], 1)
+
+
 def swap_directions(x: Tensor) -> Tensor:
     """Exchange the two halves of the batch: forward pairs and their reverses."""
     first, second = x.chunk(2)

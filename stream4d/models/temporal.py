@@ -10,11 +10,13 @@ import copy
 import json
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -24,8 +26,9 @@ from torch.nn import functional as F
 
 from stream4d.errors import ModelError, WeightsError
 from stream4d.models.base import ModelCard
+from stream4d.models.dis import grey_image, start_both_ways
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
-from stream4d.models.temporal_cues import InitialFlow, initial_flow
+from stream4d.models.temporal_cues import InitialFlow
 from stream4d.models.temporal_net import STRIDE, FrameState, NetConfig, PairState, TemporalNet
 from stream4d.models.temporal_tokens import TokenMemory
 from stream4d.models.weights import KeyMap, fit, read_checkpoint
@@ -199,6 +202,17 @@ class _FrameMaps:
     camera_sigma: Array | None = None  # (2,) rotation, direction of translation
 
 
+class _Ahead(NamedTuple):
+    """A frame whose work was started in threads."""
+
+    frame: Frame
+    rgb: Array
+    """As the network sees it."""
+    state: Future[FrameState]
+    flows: tuple[Future[Array], Future[Array]] | None
+    """DIS from the frame before, and back."""
+
+
 class TemporalSession:
     """Streaming memory of one video: keys and values of a few frames, U, and the last frame's features."""
 
@@ -210,7 +224,9 @@ class TemporalSession:
         self._last_rgb: Array | None = None
         self._motion: Tensor | None = None
         self._maps: dict[int, _FrameMaps] = {}
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="dis")
+        self._dis = ThreadPoolExecutor(2, thread_name_prefix="dis")
+        # One thread: a frame is observed in the light of those before it.
+        self._observer = ThreadPoolExecutor(1, thread_name_prefix="observe")
 
     def __enter__(self) -> Self:
         return self
@@ -221,43 +237,64 @@ class TemporalSession:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._pool.shutdown()
+        self._observer.shutdown(cancel_futures=True)
+        self._dis.shutdown(cancel_futures=True)
 
     def step(self, window: Window) -> Prediction:
         """Predict one window; each frame passes the network once."""
-        model = self._model
-        low = model.dtype != torch.float32
-        autocast = torch.autocast(model.device.type, model.dtype, enabled=low)
-        with torch.inference_mode(), autocast:
-            for frame in window.frames:
-                if frame.index not in self._maps:
-                    self._advance(frame)
+        with self._arithmetic():
+            for ahead in self._look_ahead([f for f in window.frames if f.index not in self._maps]):
+                self._advance(ahead)
         keep = [frame.index for frame in window.frames]
         self._maps = {index: self._maps[index] for index in keep}
         return _prediction([self._maps[index] for index in keep])
 
-    def _advance(self, frame: Frame) -> None:
-        rgb, image = self._network_image(frame.rgb)
-        state, self._memory = self._model.net.observe(image, self._memory)
-        before, before_rgb = self._last, self._last_rgb
-        if before is None or before_rgb is None or before_rgb.shape != rgb.shape:
-            pair, index = self._relate(state, state, rgb, rgb), None
-        else:
-            pair, index = self._relate(before, state, before_rgb, rgb), frame.index - 1
-        self._last, self._last_rgb = state, rgb
-        self._motion = pair.maps.motion[1:].clone() if index is not None else None
-        self._keep(frame, pair, index, float(state.focal[0]))
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Set up this thread as the network wants it."""
+        model = self._model
+        low = model.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(model.device.type, model.dtype, enabled=low):
+            yield
 
-    def _relate(self, a: FrameState, b: FrameState, rgb_a: Array, rgb_b: Array) -> PairState:
-        options = self._model.options
-        flow = initial_flow(
-            rgb_a, rgb_b, options.initial if rgb_a is not rgb_b else "none", self._pool
+    def _look_ahead(self, frames: list[Frame]) -> list[_Ahead]:
+        """Start what does not wait for earlier pairs, in threads: the frames' own features, in order, and DIS."""
+        preset, out = self._model.options.initial, []
+        before = self._last_rgb
+        for frame in frames:
+            rgb, image = self._network_image(frame.rgb)
+            flows = None
+            if preset != "none" and before is not None and before.shape == rgb.shape:
+                greys = grey_image(before), grey_image(rgb)
+                flows = start_both_ways(*greys, preset, self._dis)
+            out.append(_Ahead(frame, rgb, self._observer.submit(self._observe, image), flows))
+            before = rgb
+        return out
+
+    def _observe(self, image: Tensor) -> FrameState:
+        with self._arithmetic():
+            state, self._memory = self._model.net.observe(image, self._memory)
+            return _laid_out(state)
+
+    def _advance(self, ahead: _Ahead) -> None:
+        """Relate a frame to the one before it; the first is related to itself."""
+        frame, state = ahead.frame, ahead.state.result()
+        before = self._last
+        if self._last_rgb is None or self._last_rgb.shape != ahead.rgb.shape:
+            before = None
+        initial = np.zeros((2, *ahead.rgb.shape[:2], 2), np.float32)
+        if ahead.flows is not None:
+            initial = np.stack([flow.result() for flow in ahead.flows])
+        pair = self._model.net.relate(
+            before or state,
+            state,
+            _pad(torch.from_numpy(initial).permute(0, 3, 1, 2).to(self._model.device)),
+            self._motion if before else None,
+            iterations=self._model.options.iterations or None,
         )
-        initial = torch.from_numpy(flow).permute(0, 3, 1, 2).to(self._model.device)
-        initial = _pad(initial)
-        return self._model.net.relate(
-            a, b, initial, self._motion, iterations=options.iterations or None
-        )
+        self._last, self._last_rgb = state, ahead.rgb
+        self._motion = pair.maps.motion[1:].clone() if before else None
+        self._keep(frame, pair, frame.index - 1 if before else None, float(state.focal[0]))
 
     def _network_image(self, rgb: Array) -> tuple[Array, Tensor]:
         """Shrink where needed; return the frame that the network sees and its padded tensor."""
@@ -357,7 +394,9 @@ class TemporalSession:
             )
             features = FrameFeatures(*(tensor(f"features.{n}") for n in FrameFeatures._fields))
             matching = MatchFeatures(*(tensor(f"matching.{n}") for n in MatchFeatures._fields))
-            self._last = FrameState(features, matching, tensor("tokens"), tensor("focal"))
+            self._last = _laid_out(
+                FrameState(features, matching, tensor("tokens"), tensor("focal"))
+            )
             self._last_rgb = np.array(state["rgb"])
         found: dict[int, dict[str, Array]] = {}
         for name, value in state.items():
@@ -371,6 +410,17 @@ def _pad(x: Tensor) -> Tensor:
     """Repeat the last row and column up to multiples of the network's stride."""
     H, W = x.shape[-2:]
     return F.pad(x, (0, -W % STRIDE, 0, -H % STRIDE), mode="replicate")
+
+
+def _laid_out(state: FrameState) -> FrameState:
+    """Keep channels together in memory: a restored state must be laid out as one that never was an array."""
+
+    def last(x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    features = FrameFeatures(*map(last, state.features))
+    matching = MatchFeatures(*map(last, state.matching))
+    return FrameState(features, matching, last(state.tokens), state.focal)
 
 
 def _back(x: Tensor, inner: tuple[int, int], outer: tuple[int, int]) -> Tensor:

@@ -7,40 +7,28 @@ rotation and planes) are fitted robustly to the flow; what fits neither probably
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from stream4d.models.dis import dis_flow, grey_image
 from stream4d.packets import Array
 
 InitialFlow = Literal["none", "ultrafast", "fast", "medium"]
-PRESETS = {
-    "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
-    "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
-    "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
-}
-MIN_DIS_SIDE = 32
-"""Below this DIS has no whole patch at its coarsest level."""
+"""DIS preset of the flow to begin with, or none: zeros."""
 
 
 def initial_flow(
-    a: Array, b: Array, preset: InitialFlow = "fast", pool: Executor | None = None
+    a: Array, b: Array, preset: InitialFlow = "fast"
 ) -> Array:  # (H, W, 3) uint8 twice -> (2, H, W, 2)
     """Estimate flow a → b and b → a with DIS; zeros where the images are too small for it."""
-    if preset == "none" or min(a.shape[:2]) < MIN_DIS_SIDE:
+    if preset == "none":
         return np.zeros((2, *a.shape[:2], 2), np.float32)
-    grey = [cv2.cvtColor(np.ascontiguousarray(x), cv2.COLOR_RGB2GRAY) for x in (a, b)]
-
-    def solve(pair: tuple[Any, Any]) -> Array:
-        # A solver holds buffers: one for each call, so that calls may overlap.
-        return np.asarray(cv2.DISOpticalFlow.create(PRESETS[preset]).calc(*pair, None))  # type: ignore[call-overload]
-
-    jobs = [(grey[0], grey[1]), (grey[1], grey[0])]
-    return np.stack(list(pool.map(solve, jobs) if pool is not None else map(solve, jobs)))
+    first, second = grey_image(a), grey_image(b)
+    return np.stack([dis_flow(first, second, preset), dis_flow(second, first, preset)])
 
 
 def rigid_residuals(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.models.flow_net import conv
+from stream4d.models.sampling import join
 
 
 class _NearestRotation(torch.autograd.Function):
@@ -99,12 +100,12 @@ class DenseHead(nn.Module):
         self, quarter: Tensor, eighth: Tensor, tokens: Tensor, hidden: Tensor, cues: Tensor
     ) -> DenseMaps:
         """All inputs share the batch; ``tokens`` is at 1/16, ``hidden`` and ``cues`` at 1/4."""
-        skip = F.relu(self.skip(torch.cat([quarter, hidden.to(quarter.dtype)], 1)))
-        near = F.relu(self.enter(torch.cat([skip, cues.to(skip.dtype)], 1)))
+        skip = F.relu(self.skip(join(quarter, quarter, hidden)))
+        near = F.relu(self.enter(join(skip, skip, cues)))
         scene = F.interpolate(
             self.tokens(tokens), eighth.shape[-2:], mode="bilinear", align_corners=False
         )
-        x = torch.cat([F.relu(self.down(near)), F.relu(scene), eighth.to(near.dtype)], 1)
+        x = join(near, F.relu(self.down(near)), F.relu(scene), eighth)
         x = F.relu(self.middle(x))
         for block in self.blocks:
             x = x + F.relu(block(x))

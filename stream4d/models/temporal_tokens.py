@@ -70,7 +70,8 @@ class TemporalAttention(nn.Module):
             keys = torch.cat([keys, past[0][:, :, :keep].to(keys.dtype)], 2)
             values = torch.cat([values, past[1][:, :, :keep].to(values.dtype)], 2)
         query = apply_rope(self.attn.split(self.attn.projq(normed)), ropes[0]).to(values.dtype)
-        bias = self.age[:, : keys.shape[2] // size].repeat_interleave(size, 1)[:, None]
+        # Four dimensions: torch's fast attention takes no mask of three.
+        bias = self.age[None, :, None, : keys.shape[2] // size].repeat_interleave(size, 3)
         out = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.to(query.dtype))
         out = self.attn.proj(out.transpose(1, 2).flatten(2))
         return x + out, (keys[:, :, : self.frames * size], values[:, :, : self.frames * size])
