@@ -19,7 +19,7 @@ from stream4d.pose.guess import Guess
 
 GRID = 192
 """Grid pixels along the image's long side, about: flow is not sharper than that at the usual sizes."""
-OFFSETS = (1, 2, 4, 8)
+OFFSETS = (2, 5, 8)
 """Frames ahead in which a pixel is looked at: near ones are seen well, far ones show depth."""
 FLOOR_VAR = 0.25**2
 """px²: what pose and interpolation add to the flow's own uncertainty, for the frame next to this one."""
@@ -31,8 +31,12 @@ FORGET = 0.97
 """Information kept from frame to frame: what warping costs."""
 AGREES_SQ = 9.0
 """Squared difference, σ², at which what was known before counts half."""
-SIGMA_GAIN, SIGMA_FLOOR = 1.0, 0.02
+SIGMA_GAIN, SIGMA_FLOOR = 2.5, 0.03
 """What stated relative errors of depth are multiplied by, and their least, as measured."""
+COARSE = 4
+"""Grid pixels per cell when the surroundings of movers are asked for their depth."""
+KNOWN_INFO = 400.0
+"""Relative information of depth beyond which a pixel speaks no louder (1σ of 5 %)."""
 UNKNOWN_CONFIDENCE = 0.05
 """Chance that a depth within 10 % is hit without knowing anything."""
 DEFAULT_SIGMA = 0.5
@@ -116,10 +120,11 @@ def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) 
     h, w = guess.rho.shape
     uv = np.ascontiguousarray(np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1) * float(step))
     var = np.zeros((h, w))
+    wanted = [k for k in OFFSETS if k <= len(links)] or [len(links)]
     poses, positions, variances = [], [], []
     for k, link in enumerate(links, 1):
         _kernels_dense.follow_link(link.flow, _sigma(link), uv, var)
-        if k in OFFSETS and link.pose is not None:
+        if k in wanted and link.pose is not None:
             poses.append(link.pose)
             positions.append(uv.copy())
             variances.append(var + FLOOR_VAR * (1 + FLOOR_GROWTH * (k - 1)) + k * texture)
@@ -153,7 +158,8 @@ def draw(state: DenseState, guess: Guess, rgb: Array, step: int) -> tuple[Array,
     """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %."""
     moving = motion.probability(state.logit)
     rho = np.clip(state.rho, *guess.limits)
-    log_rho = (1 - moving) * np.log(rho) + moving * np.log(guess.rho)
+    around = fill(np.log(rho), (1 - moving) * np.minimum(state.info * rho**2, KNOWN_INFO))
+    log_rho = (1 - moving) * np.log(rho) + moving * around
     # relative information: what counts is the error in percent
     weight = np.minimum(state.info * rho**2, 1e6) * (1 - moving) + 0.1
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
@@ -163,6 +169,21 @@ def draw(state: DenseState, guess: Guess, rgb: Array, step: int) -> tuple[Array,
     depth = np.clip(np.exp(-smooth), 1e-4, 1e5).astype(np.float32)
     full = enlarge(np.clip(confidence, 0, 1), step, grey.shape)
     return depth, np.clip(full, 0, 1)
+
+
+def fill(values: Array, weight: Array) -> Array:
+    """Return ``values`` (h, w) as their surroundings have them: from near where that is known, else from far."""
+    size = (max(2, values.shape[1] // COARSE), max(2, values.shape[0] // COARSE))
+    w = cv2.resize(weight, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    v = cv2.resize(weight * values, size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    mean = float(v.sum() / max(w.sum(), 1e-9))
+    sum_w, sum_v = np.full_like(w, 1e-9), np.full_like(w, 1e-9 * mean)
+    for scale in (1.0, 2.0, 4.0, 8.0, 16.0):
+        share = scale**-6.0
+        sum_w += share * cv2.GaussianBlur(w, (0, 0), scale)
+        sum_v += share * cv2.GaussianBlur(v, (0, 0), scale)
+    whole = cv2.resize(sum_v / sum_w, values.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(whole, np.float64)
 
 
 def unknown(H: int, W: int) -> tuple[Array, Array]:

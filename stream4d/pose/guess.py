@@ -14,7 +14,7 @@ from stream4d.pose.map import LocalMap
 
 CELL = 8
 """Pixels per cell of the grid on which patches are spread."""
-SPREAD_SIGMA = 0.7
+SPREAD_SIGMA = 0.4
 """Relative 1σ of an inverse depth that was only spread from patches."""
 KNOWN = 25.0
 """Information of log inverse depth above which a patch has a say: 1σ below 20 %."""

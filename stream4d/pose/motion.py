@@ -18,7 +18,9 @@ PRIOR_LOGIT = -3.0
 LIMIT_LOGIT = 6.0
 KEEP_LOGIT = 0.85
 """How much of last frame's odds, above the prior, is carried on."""
-DOUBT = 12.0
+FIRST_VOTES = 3.0
+"""Times that the votes on a first frame count: those of later frames add up."""
+DOUBT = 16.0
 """Mean squared error, σ², at which a pixel is as likely to move as to be badly matched."""
 SLOPE = 1.5
 """Errors of matching have tails like 1/error⁴, movers' errors are spread evenly: odds per log of the square."""
@@ -26,7 +28,7 @@ EVIDENCE = (-2.0, 4.0)
 """Least and most that one frame may say."""
 BEST_SHARE, BEST_ACROSS = 30, 0.3
 """Percentile of the errors across epipolar lines that even many movers leave alone, and its value for unit noise."""
-LEAST_NOISE = 0.25
+LEAST_NOISE = 0.12
 """Smallest factor on the variances: on smooth surfaces flow is better than it says."""
 REACH = 12.0
 """Grid pixels over which votes spread where there is no edge."""
@@ -34,9 +36,9 @@ FLOW_EDGE = 1.0
 """Votes are divided by e for so many pixels of difference in flow per grid pixel."""
 IMAGE_EDGE = 0.4
 """The same for the image, as a share of its range."""
-TEXTURE_VAR = 0.02
+TEXTURE_VAR = 0.05
 """px² of flow's error where the gradient's smaller moment is 1 grey level² per pixel (errors against exact flow)."""
-TEXTURE_NOISE = 0.05
+TEXTURE_NOISE = 0.1
 """Moment, grey levels², below which there is only noise to match."""
 MODEL_RELIABILITY = 0.5
 """Share of the model's log odds that counts: its errors repeat from frame to frame."""
@@ -55,7 +57,7 @@ def texture_variance(rgb: Array, step: int) -> Array:  # (H, W, 3) -> (h, w)
         for m in (gx * gx, gx * gy, gy * gy)
     )
     smaller = 0.5 * (xx + yy) - cv2.magnitude(0.5 * (xx - yy), xy)
-    smaller = np.maximum(smaller, 0.04 * TEXTURE_NOISE)
+    smaller = np.maximum(smaller, 0.02 * TEXTURE_NOISE)
     return np.asarray(TEXTURE_VAR / smaller * (1 + TEXTURE_NOISE / smaller), np.float64)
 
 
@@ -96,11 +98,11 @@ def _passing(flow: Array, grey: Array) -> Array:
 def update(carried: Array | None, votes: Array, motion: Array | None) -> Array:
     """Return the log odds (h, w) from those carried along (NaN: not seen before), this frame's, and the model's.
 
-    In the first frame (None) the votes count as if they had been cast for long.
+    In the first frame (None) the votes count as if they had been cast in several.
     """
     said = votes + _model_odds(motion)
     if carried is None:
-        logit = PRIOR_LOGIT + said / (1 - KEEP_LOGIT)
+        logit = PRIOR_LOGIT + FIRST_VOTES * said
     else:
         logit = PRIOR_LOGIT + KEEP_LOGIT * np.nan_to_num(carried - PRIOR_LOGIT, nan=0.0) + said
     return np.asarray(np.clip(logit, -LIMIT_LOGIT, LIMIT_LOGIT))
