@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stream4d.geometry.transforms import project_to_so3
 from stream4d.packets import Array
 from stream4d.pose import mapping, measure, patches, relocalise, start, track
 from stream4d.pose.progress import Progress
@@ -69,6 +70,9 @@ def try_start(progress: Progress, record: Record) -> None:
         track.relative_pose(last, origin),
     )  # fmt: skip
     pose = rotation @ np.vstack([origin, [0, 0, 0, 1]])
+    # A product in which the last pose stands three times: where every frame begins anew, its rounding would triple
+    # each time, and 35 frames make a singular matrix of 1e-16.
+    pose[:, :3] = project_to_so3(pose[:, :3])
     pose[:, 3] = -pose[:, :3] @ (-origin[:, :3].T @ origin[:, 3])
     record.set_pose(pose, local_map, tracked=len(rows) >= MIN_SEEN)
     if len(rows) < MIN_KEPT * total or len(rows) < start.MIN_TRACKS:
