@@ -310,3 +310,59 @@ def move_sites(
         change = -g / (C * (1.0 + damping))
         limit = 0.5 * rho[n]
         out[n] = max(rho[n] + min(max(change, -limit), limit), 1e-6)
+
+
+@njit(cache=True, nogil=True)
+def settle(
+    cam,
+    rays,
+    host,
+    poses,
+    rho,
+    start,
+    frame,
+    uv,
+    info,
+    logd,
+    logd_info,
+    prior,
+    prior_info,
+    scales,
+    iterations,
+    rho_info,
+):
+    """Fit the inverse depths (N, in place) with all cameras held; ``rho_info`` receives their information.
+
+    Gauss–Newton on each site by itself, the step bounded to half of what there is.
+    """
+    R, t, q = np.empty((3, 3)), np.empty(3), np.empty(3)
+    for n in range(len(rho)):
+        value = rho[n]
+        for _ in range(iterations):
+            C = prior_info[n] / value**2
+            g = prior_info[n] * math.log(value / prior[n]) / value
+            for k in range(start[n], start[n + 1]):
+                relate(poses[frame[k]], poses[host[n]], R, t)
+                carry(R, t, rays[n], value, q)
+                if q[2] < 1e-4:
+                    continue
+                x, y = q[0] / q[2], q[1] / q[2]
+                ru, rv = cam[0] * x + cam[2] - uv[k, 0], cam[1] * y + cam[3] - uv[k, 1]
+                ju = cam[0] * (t[0] - x * t[2]) / q[2]
+                jv = cam[1] * (t[1] - y * t[2]) / q[2]
+                a, b = weigh(info[k], ju, jv)
+                w = robust(square(info[k], ru, rv), scales[0])
+                C += w * (a * ju + b * jv)
+                g += w * (a * ru + b * rv)
+                if logd_info[k] > 0.0:
+                    e = math.log(q[2] / value) - logd[k]
+                    j = t[2] / q[2] - 1.0 / value
+                    w = logd_info[k] * robust(logd_info[k] * e * e, scales[1])
+                    C += w * j * j
+                    g += w * j * e
+            rho_info[n] = C
+            if C <= 1e-12:
+                break
+            limit = 0.5 * value
+            value = max(value + min(max(-g / C, -limit), limit), 1e-6)
+        rho[n] = value

@@ -11,7 +11,7 @@ Inverse depths are eliminated site by site (Schur), map scales settled in turn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from stream4d.pose.sites import Seen
 _kernels: Any = _kernels_offline  # numba's dispatchers have no signature that a checker could read
 MAP_SCALE = 4.0
 """Robust scale of the depth term, σ²."""
+ENOUGH = 60
+"""Sites per keyframe that place its camera."""
 ITERATIONS = 12
 """Steps per robust scale at most."""
 MIN_SITES = 12
@@ -63,6 +65,16 @@ class Problem:
             cam, rays, self.host, poses, rho, self.start, seen.frame, seen.uv, seen.info,
             seen.logd + self.map_scale[seen.frame], seen.logd_info,
             self.prior * np.exp(-self.map_scale[self.host]), self.prior_info,
+        )  # fmt: skip
+
+    def thinned(self, step: int) -> Problem:
+        """Return the problem over every ``step``-th site."""
+        chosen = np.arange(len(self.rho)) % step == 0
+        seen = self.seen.of(chosen)
+        return replace(
+            self, cam=self.cam.copy(), poses=self.poses.copy(), host=self.host[chosen], uv=self.uv[chosen],
+            rho=self.rho[chosen], prior=self.prior[chosen], prior_info=self.prior_info[chosen], seen=seen,
+            start=seen.starts(int(chosen.sum())), map_scale=self.map_scale.copy(),
         )  # fmt: skip
 
     def cost(
@@ -124,7 +136,17 @@ class Problem:
 
 
 def solve(problem: Problem, robust_scale: float, iterations: int = ITERATIONS) -> float:
-    """Lower the cost by Levenberg–Marquardt, in place; returns it."""
+    """Lower the cost by Levenberg–Marquardt, in place; returns it.
+
+    Where there are far more sites than the cameras need, a part of them places the cameras, and one step of all
+    ends it.
+    """
+    if len(problem.rho) > 2 * ENOUGH * len(problem.poses):
+        part = problem.thinned(len(problem.rho) // (ENOUGH * len(problem.poses)))
+        solve(part, robust_scale, iterations)
+        problem.cam, problem.poses, problem.map_scale = part.cam, part.poses, part.map_scale
+        settle_sites(problem, robust_scale)
+        iterations = 1
     scales = np.array([robust_scale, MAP_SCALE])
     damping = 1e-4
     cost = problem.cost(problem.cam, problem.poses, problem.rho, scales)
@@ -149,11 +171,12 @@ def solve(problem: Problem, robust_scale: float, iterations: int = ITERATIONS) -
     return cost
 
 
-def settle_sites(problem: Problem, robust_scale: float) -> None:
+def settle_sites(problem: Problem, robust_scale: float, iterations: int = 6) -> None:
     """Fit the inverse depths with all cameras held, in place."""
-    scales, still = np.array([robust_scale, MAP_SCALE]), np.zeros(6 * len(problem.poses) + 1)
-    for _ in range(6):
-        problem.rho = problem.moved(still, scales, 1e-6)[2]
+    rho, info = problem.rho.copy(), np.zeros(len(problem.rho))
+    scales = np.array([robust_scale, MAP_SCALE])
+    _kernels.settle(*problem.arguments(problem.cam, problem.poses, rho), scales, iterations, info)
+    problem.rho, problem.rho_info = rho, info
 
 
 def _fit_map_scales(problem: Problem) -> None:
