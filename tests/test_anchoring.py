@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stream4d.config import ChainConfig
-from stream4d.packets import Array, Frame, Prediction, VideoInfo, Window
+from stream4d.packets import Array, Frame, PosedFrame, Prediction, VideoInfo, Window
 from stream4d.pose.chain import PoseChain
 
 H, W, FRAMES = 64, 96, 60
@@ -18,8 +18,8 @@ def panorama() -> Array:
     rng = np.random.default_rng(0)
     coarse = rng.random((H // 4 + 1, (W + SHIFT * FRAMES) // 4 + 1, 3))
     blocks = coarse.repeat(4, 0).repeat(4, 1)
-    smooth = sum(np.roll(blocks, (dy, dx), (0, 1)) for dy in range(4) for dx in range(4)) / 16
-    return (255 * smooth).astype(np.uint8)
+    shifted = [np.roll(blocks, (dy, dx), (0, 1)) for dy in range(4) for dx in range(4)]
+    return (255 * np.mean(shifted, 0)).astype(np.uint8)
 
 
 def test_a_fast_pan_never_leaves_the_rotations() -> None:
@@ -40,9 +40,12 @@ def test_a_fast_pan_never_leaves_the_rotations() -> None:
         flow=flow, flow_backward=-flow, flow_uncertainty=np.full((1, H, W), 0.3, np.float32)
     )
     chain = PoseChain(ChainConfig(), info)
-    posed = []
+    posed: list[PosedFrame] = []
     for t in range(FRAMES - 1):
         window = Window(index=t, frames=tuple(frames[t : t + 2]), overlap=1 if t else 0)
         posed += chain.extend(window, there)
+        assert chain._progress is not None
+        R = chain._progress.records[-1].pose[:, :3]
+        np.testing.assert_allclose(R @ R.T, np.eye(3), atol=1e-12)
     posed += chain.finish()
     assert [frame.index for frame in posed] == list(range(FRAMES))
