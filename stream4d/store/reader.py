@@ -15,6 +15,7 @@ import zarr.errors
 
 from stream4d.errors import StoreError
 from stream4d.geometry.camera import unproject
+from stream4d.geometry.flow import scene_flow
 from stream4d.packets import Array, FrameTracks, PosedFrame, VideoInfo
 from stream4d.store.encode import dequantise
 from stream4d.store.files import MapReader
@@ -22,6 +23,9 @@ from stream4d.store.integrity import OPTIONAL, check_intact
 from stream4d.store.metadata import read_attributes, read_root
 from stream4d.store.schema import BY_NAME
 from stream4d.store.track_set import TrackSet, by_point
+
+HIDDEN_SIGMA_PX = 4.0
+"""1σ of flow beyond which the surface counts as not seen in the next frame."""
 
 
 def open_store(path: str | Path) -> Store:
@@ -191,6 +195,26 @@ class Store(Sequence[PosedFrame]):
         pose = self.world_from_cam[index].astype(np.float32)
         moved: Array = self.pointmap_in_cam(index) @ pose[:3, :3].T + pose[:3, 3]
         return moved
+
+    def scene_flow(self, index: int) -> Array | None:  # -> (H, W, 3) float32
+        """Return how far the surface seen at each pixel moves in the world until the next frame; computed, not stored.
+
+        Zero where the surface is still; NaN where depth is unknown, or the surface leaves the view or is hidden then.
+        None for the last frame, before a cut, and where the store holds no flow (``maps: geometry``).
+        """
+        i = self._checked(index)
+        flow = _float32(self._optional("flow", i))
+        sigma = self._optional("flow_uncertainty", i)
+        if flow is None or i + 1 >= len(self) or self.segment[i] != self.segment[i + 1]:
+            return None
+        if sigma is not None:
+            flow[sigma > HIDDEN_SIGMA_PX] = np.nan
+        moved = scene_flow(
+            flow, self.depth(i), self.depth(i + 1), self.K[i], self.K[i + 1],
+            self.world_from_cam[i], self.world_from_cam[i + 1],
+        )  # fmt: skip
+        still = dequantise(self._map("motion_prob", i)) <= 0.5
+        return np.where(still[..., None] & np.isfinite(moved), np.float32(0), moved)
 
     def tracks_in_frame(self, index: int) -> FrameTracks | None:
         """Return the followed points of one frame, or None where none were asked for."""

@@ -309,7 +309,9 @@ _MIDDLE = """
 `maps: geometry` leaves out flow and flow_uncertainty, `maps: none` all per-pixel arrays; semantics exists
 where a model gives labels, the tracks where points were followed (`--tracks N`: N slots; a point keeps its slot and
 its number, which never comes again; `stream4d.open_store(path).tracks()` gives arrays by point, in 2D and 3D).
-Pointmaps are computed on read: exact for pinhole models.
+Pointmaps are computed on read (`pointmap_in_world(i)`): exact for pinhole models. So is scene flow
+(`scene_flow(i)`): the displacement in the world until the next frame, zero where `motion_prob` says still, from flow,
+both depths and both poses.
 
 ## Attributes of the root
 
