@@ -28,7 +28,7 @@ EVIDENCE = (-2.0, 4.0)
 """Least and most that one frame may say."""
 BEST_SHARE, BEST_ACROSS = 30, 0.3
 """Percentile of the errors across epipolar lines that even many movers leave alone, and its value for unit noise."""
-LEAST_NOISE = 0.12
+LEAST_NOISE = 0.15
 """Smallest factor on the variances: on smooth surfaces flow is better than it says."""
 REACH = 12.0
 """Grid pixels over which votes spread where there is no edge."""
