@@ -61,6 +61,7 @@ def problem(
         cam=start, poses=poses, host=host, uv=uv, rho=rho * np.exp(off * rng.normal(size=sites)),
         prior=rho.copy(), prior_info=np.full(sites, 0.5), seen=seen, start=seen.starts(sites),
         ties=T[1:] @ transforms.invert(T[:-1]), tie_info=np.full(6, 4.0), focal_is_free=focal != 1,
+        held=np.zeros(keys, bool),
         map_scale=np.zeros(keys),
     )  # fmt: skip
 
@@ -328,3 +329,20 @@ def test_a_problem_is_copied_whole() -> None:
     kept = copy.deepcopy(p.poses)
     part.poses += 1
     np.testing.assert_array_equal(p.poses, kept)
+
+
+def test_many_keyframes_are_refined_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is held by its neighbours: the path has no jump where one ends."""
+    from stream4d.pose import offline
+
+    monkeypatch.setattr(offline, "MAX_KEYS", 5)
+    monkeypatch.setattr(offline, "HELD_KEYS", 2)
+    scene, run = recording(drift=0.002, frames=28)
+    result = refine(run, calibrated=False)
+    assert [(part.first, part.stop) for part in result.parts] == [(0, 15), (15, 28)]
+    assert path_error(scene, result.cameras.world_from_cam) < path_error(scene, run.world_from_cam)
+    truth = np.stack([scene.world_from_cam(t) for t in range(28)])
+    steps = [np.linalg.norm(np.diff(x[:, :3, 3], axis=0), axis=1)
+             for x in (truth, result.cameras.world_from_cam)]  # fmt: skip
+    ratio = steps[1] / steps[0]
+    assert ratio[14] == pytest.approx(np.median(ratio), rel=0.1)

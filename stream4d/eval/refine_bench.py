@@ -83,7 +83,8 @@ def _problem(store: Store, sites: list[Array], parts: list[Seen]) -> Problem:
         cam=np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]]), poses=cam_from_world(store.world_from_cam),
         host=host, uv=where, rho=rho.copy(), prior=rho, prior_info=info * share, seen=seen,
         start=seen.starts(len(rho)), ties=T[1:] @ transforms.invert(T[:-1]), tie_info=sigma**-2,
-        focal_is_free=True, map_scale=np.zeros(len(store)),
+        focal_is_free=True,
+        held=np.zeros(len(store), bool), map_scale=np.zeros(len(store)),
     )  # fmt: skip
 
 

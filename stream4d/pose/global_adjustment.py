@@ -25,6 +25,8 @@ from stream4d.pose.sites import Seen
 _kernels: Any = _kernels_offline  # numba's dispatchers have no signature that a checker could read
 MAP_SCALE = 4.0
 """Robust scale of the depth term, σ²."""
+HELD = 1e14
+"""Information that holds a camera."""
 ENOUGH = 60
 """Sites per keyframe that place its camera."""
 ITERATIONS = 12
@@ -52,9 +54,11 @@ class Problem:
     """(K − 1, 4, 4) relative motions of neighbouring keyframes before, camera k + 1 from camera k."""
     tie_info: Array
     """(6,) 1/variance of their corrections."""
-    focal_is_free: bool
+    held: Array
+    """(K,) bool: cameras that stay, beside the first."""
     map_scale: Array
     """(K,) log scale of each keyframe's depth map."""
+    focal_is_free: bool = False
     rho_info: Array = field(default_factory=lambda: np.zeros(0))
 
     def arguments(self, cam: Array, poses: Array, rho: Array) -> tuple[Any, ...]:
@@ -115,7 +119,8 @@ class Problem:
         diagonal = np.arange(D)
         S[diagonal, diagonal] *= 1 + damping
         S[diagonal, diagonal] += 1e-9
-        S[diagonal[:6], diagonal[:6]] += 1e14  # the first camera stays
+        stay = diagonal[:-1][np.repeat(self.held | (np.arange(len(self.held)) == 0), 6)]
+        S[stay, stay] += HELD
         if not self.focal_is_free:
             S[-1, :] = S[:, -1] = 0.0
             S[-1, -1], s[-1] = 1.0, 0.0

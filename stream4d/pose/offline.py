@@ -40,8 +40,10 @@ TIE_SHARE = 0.05
 """1σ of how neighbouring keyframes' corrections differ: radians, and share of the scene's depth."""
 HELD_OUT = 10
 """One site in so many is left out of the fit and tells whether it is better."""
-MAX_KEYS = 320
-"""Keyframes refined at once: the system is dense."""
+MAX_KEYS = 400
+"""Keyframes refined at once: the system is dense. More of them are refined in turn, …"""
+HELD_KEYS = 12
+"""… each run of them with so many before and after it, which are held."""
 FEW = 6
 """Observations per keyframe below which nothing is fitted: as many as a pose has unknowns."""
 
@@ -81,6 +83,8 @@ class _Stretch:
     first: int
     stop: int
     keys: Array
+    held: Array
+    """(K,) bool: keyframes outside of it that stay."""
 
     @property
     def steps(self) -> int:
@@ -119,8 +123,20 @@ def _stretches(frames: Recorded) -> list[_Stretch]:
     for first, stop in itertools.pairwise(edges):
         keys = first + np.flatnonzero((frames.keyframe & frames.is_tracked)[first:stop])
         if len(keys) >= 3:
-            picks = np.unique(np.linspace(0, len(keys) - 1, MAX_KEYS).astype(int))
-            out.append(_Stretch(first, stop, keys[picks]))
+            out += _turns(first, stop, keys)
+    return out
+
+
+def _turns(first: int, stop: int, keys: Array) -> list[_Stretch]:
+    """Cut a stretch with many keyframes into runs that are refined in turn."""
+    count = -(-len(keys) // MAX_KEYS)
+    cuts = np.linspace(0, len(keys), count + 1).astype(int)
+    edges = [first, *keys[cuts[1:-1]].tolist(), stop]
+    out = []
+    for i, (a, b) in enumerate(itertools.pairwise(cuts.tolist())):
+        number = np.arange(max(a - HELD_KEYS, 0), min(b + HELD_KEYS, len(keys)))
+        held = (number < a) | (number >= b)
+        out.append(_Stretch(edges[i], edges[i + 1], keys[number], held))
     return out
 
 
@@ -128,23 +144,25 @@ def _refine(
     frames: Recorded, stretch: _Stretch, calibrated: bool, out: Cameras, step: Callable[[], None]
 ) -> Part:
     sites = choose_sites(frames, stretch.keys, step)
-    old = cam_from_world(frames.world_from_cam[stretch.keys])
-    K = np.median(frames.K[stretch.first : stretch.stop], axis=0)
+    old = cam_from_world(out.world_from_cam[stretch.keys])
+    # The last frame of a run knows the focal length best; once settled, it stays.
+    K = out.K[stretch.keys[0] if stretch.held[0] else stretch.stop - 1]
     given = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
     held = np.arange(len(sites.host)) % HELD_OUT == 0
     cam, poses, rho = given, old, sites.rho
     test = None
     for room, scales in zip(ROOM_PX, SCALES, strict=True):
         seen = _look(frames, stretch.keys, sites, rho, poses, cam, room, step)
-        test = test or _problem(sites, seen, held, cam, old, old, calibrated)
-        solved = _problem(sites, seen, ~held, cam, poses, old, calibrated)
+        test = test or _problem(stretch, sites, seen, held, cam, old, old)
+        solved = _problem(stretch, sites, seen, ~held, cam, poses, old)
+        solved.focal_is_free = not (calibrated or stretch.held[0])
         solved.rho = rho[~held]
         for scale in scales:
             if len(seen.site) > FEW * len(stretch.keys):
                 settle_sites(solved, scale)
                 solve(solved, scale)
             step()
-        whole = _problem(sites, seen, np.ones_like(held), solved.cam, solved.poses, old, calibrated)
+        whole = _problem(stretch, sites, seen, held | True, solved.cam, solved.poses, old)
         whole.rho, whole.map_scale = rho, solved.map_scale
         settle_sites(whole, scales[-1])
         cam, poses, rho = whole.cam, whole.poses, whole.rho
@@ -175,7 +193,7 @@ def _look(
 
 
 def _problem(
-    sites: Sites, seen: Seen, chosen: Array, cam: Array, poses: Array, old: Array, calibrated: bool
+    stretch: _Stretch, sites: Sites, seen: Seen, chosen: Array, cam: Array, poses: Array, old: Array
 ) -> Problem:
     """State the problem over the chosen sites (N,) bool."""
     T, seen, rho = square(old), seen.of(chosen), sites.rho[chosen]
@@ -184,7 +202,7 @@ def _problem(
         cam=cam.copy(), poses=poses.copy(), host=sites.host[chosen], uv=sites.uv[chosen],
         rho=rho.copy(), prior=rho.copy(), prior_info=sites.prior_info[chosen], seen=seen,
         start=seen.starts(len(rho)), ties=T[1:] @ transforms.invert(T[:-1]), tie_info=sigma**-2,
-        focal_is_free=not calibrated, map_scale=np.zeros(len(poses)),
+        held=stretch.held, map_scale=np.zeros(len(poses)),
     )  # fmt: skip
 
 
