@@ -11,7 +11,8 @@ import pytest
 from stream4d.config import ChainConfig
 from stream4d.geometry import transforms
 from stream4d.models.registry import create_model
-from stream4d.packets import Array, Frame, PosedFrame, Window
+from stream4d.packets import Array, Frame, PosedFrame, Prediction, Window
+from stream4d.pose import uncertainty
 from stream4d.pose.chain import PoseChain
 from stream4d.pose.correction import interpolated
 from stream4d.pose.keyframe_view import Correction, KeyframeListener, KeyframeView, NullListener
@@ -273,6 +274,15 @@ def test_a_listener_sees_keyframes_and_bends_the_whole_path() -> None:
         assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.05
 
 
+def test_drift_is_stated_larger_where_patches_fit_worse_than_they_say() -> None:
+    expected, typical = uncertainty.EXPECTED_MISFIT, uncertainty.TYPICAL_PATCHES
+    factors = [uncertainty.drift_factor(x * expected, typical) for x in (0.5, 1, 1.5, 2, 3, 9)]
+    assert factors == sorted(factors)
+    assert factors[0] == factors[1] == uncertainty.DRIFT_INFLATION
+    assert factors[-1] == factors[-2] == pytest.approx(3.0**6 * factors[0])
+    assert uncertainty.drift_factor(expected, typical / 4) == pytest.approx(4 * factors[0])
+
+
 def test_corrections_are_interpolated_between_the_frames_that_are_listed() -> None:
     far = Bender.S
     half = interpolated({10: np.eye(4), 20: far}, 15)
@@ -282,30 +292,28 @@ def test_corrections_are_interpolated_between_the_frames_that_are_listed() -> No
 
 
 def test_loop_closure_does_no_harm_and_resumes_exactly() -> None:
-    scene = Scene("loop", width=256, height=192, focal=220, frames_per_turn=60, balls=())
-    model, n, half = OracleModel(scene), 80, 56
-    config = ChainConfig(keyframes=4)  # few, so that places leave the map soon
-    closer, second = LoopCloser(), LoopCloser()
-    _, poses = run(scene, model, n, config=config, listener=closer)
-    assert closer.closed > 0
-    _, plain = run(scene, model, n, config=ChainConfig(keyframes=4, loop_closure=False))
-    assert ate(scene, poses)[0] < 1.2 * ate(scene, plain)[0]
-    session = model.session(scene.info(n))
-    first = PoseChain(config, scene.info(n))
-    for window in scene.windows(half):
-        list(first.extend(window, session.step(window)))
-    state = {name: array.copy() for name, array in first.state().items()}
-    resumed = PoseChain(config, scene.info(n), second)
-    resumed.restore(state)
-    frames = []
-    for window in scene.windows(n, start=half - 1):
-        overlapping = type(window)(index=window.index + half, frames=window.frames, overlap=1)
-        frames += resumed.extend(overlapping, session.step(window))
-    frames += resumed.finish()
-    assert second.closed == closer.closed
-    whole = {int(i): pose for i, pose in enumerate(poses)}
-    for frame in frames:
-        whole[frame.index] = frame.world_from_cam
-    for revision in resumed.revisions():
-        whole.update(zip(revision.indices.tolist(), revision.world_from_cam, strict=True))
-    np.testing.assert_array_equal(np.stack([whole[i] for i in range(n)]), poses)
+    scene = Scene("loop", frames_per_turn=60, balls=())
+    n, half, info = 72, 50, scene.info(72)
+    with OracleModel(scene).session(info) as session:
+        seen = [(window, session.step(window)) for window in scene.windows(n)]
+    poses = np.tile(np.eye(4), (2, n, 1, 1))
+
+    def play(chain: PoseChain, part: list[tuple[Window, Prediction]], out: Array) -> None:
+        frames = [frame for pair in part for frame in chain.extend(*pair)]
+        for frame in frames + (list(chain.finish()) if part[-1] is seen[-1] else []):
+            out[frame.index] = frame.world_from_cam
+        for revision in chain.revisions():
+            out[revision.indices] = revision.world_from_cam
+
+    # a small map, so that places leave it soon
+    closers, config = (LoopCloser(), LoopCloser()), ChainConfig(keyframes=4, patches=48)
+    play(PoseChain(config, info, closers[0]), seen, poses[0])
+    assert closers[0].closed > 0
+    error, length = ate(scene, poses[0])
+    assert error < 0.002 * length
+    first, second = (PoseChain(config, info, closer) for closer in (None, closers[1]))
+    play(first, seen[:half], poses[1])
+    second.restore({name: array.copy() for name, array in first.state().items()})
+    play(second, seen[half:], poses[1])
+    assert closers[1].closed == closers[0].closed
+    np.testing.assert_array_equal(poses[0], poses[1])

@@ -1,0 +1,312 @@
+"""What loop closure does to drift: the same clip with and without it. ``python -m stream4d.eval.loops [CLIP…]``.
+
+Without arguments two clips are played forward and then back: one rendered on an orbit, and the bundled recording. A
+camera that comes back along its own way sees every image twice; how far apart the two poses of one image come out is
+drift that needs no ground truth. Sequence folders with ground truth (docs of ``stream4d eval``) are scored as they are,
+or with ``--there-and-back`` too. Positions are in percent of the way out, errors against truth in percent of the path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stream4d import logs
+from stream4d.config import ReaderConfig, RunConfig, bundled
+from stream4d.eval.sequence import EvalSequence, load_folder
+from stream4d.geometry import transforms
+from stream4d.models.registry import create_model
+from stream4d.packets import Array, Frame, PosedFrame, VideoInfo
+from stream4d.pose.chain import PoseChain
+from stream4d.pose.keyframe_view import Correction, KeyframeView
+from stream4d.pose.loops import LoopCloser
+from stream4d.reader import open_video
+from stream4d.reader.windows import sliding_windows
+
+RENDERED_FRAMES = 120
+MAX_TIME_DIFFERENCE_S = 0.02
+"""A frame has the ground truth that is nearest in time, within this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoopClip:
+    """Frames to run, and what is known of them."""
+
+    name: str
+    """What the table calls it."""
+    frames: list[Frame]
+    """In order, indices 0, 1, 2, …"""
+    truth: dict[int, Array]
+    """Frame index → true world-from-camera (4, 4)."""
+    is_mirrored: bool = False
+    """True where the second half shows the first half's images backwards."""
+
+    @property
+    def info(self) -> VideoInfo:
+        """Describe the clip as a video."""
+        H, W = self.frames[0].rgb.shape[:2]
+        return VideoInfo(
+            source=self.name, backend="folder", width=W, height=H, source_width=W, source_height=H,
+            fps=30.0, frame_count=len(self.frames),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """One run over a clip."""
+
+    poses: Array
+    """(n, 4, 4) final world-from-camera, revisions applied."""
+    keyframes: int
+    closed: int
+    """Loops found."""
+    bent: int
+    """Times the path was bent."""
+    loop_ms: float
+    """Milliseconds per frame spent on loops, without applying the corrections."""
+    total_ms: float
+    """Milliseconds per frame in the pose chain, corrections included."""
+
+
+class TimedCloser(LoopCloser):
+    """Loop closure that notes what it does and how long it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds, self.keyframes, self.bent = 0.0, 0, 0
+
+    def enters(self, keyframe: KeyframeView) -> Correction | None:
+        """Pass on and count."""
+        started = time.perf_counter()
+        answer = super().enters(keyframe)
+        self.seconds += time.perf_counter() - started
+        self.keyframes += 1
+        self.bent += answer is not None
+        return answer
+
+    def leaves(self, keyframe: KeyframeView) -> None:
+        """Pass on and time."""
+        started = time.perf_counter()
+        super().leaves(keyframe)
+        self.seconds += time.perf_counter() - started
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all clips twice, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m stream4d.eval.loops", description=__doc__)
+    parser.add_argument("clips", nargs="*", type=Path, help="sequence folders or videos")
+    parser.add_argument(
+        "--there-and-back", action="store_true", help="play the clips forward and then back"
+    )
+    parser.add_argument("--uncalibrated", action="store_true", help="do not give the true camera")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after N frames of a clip")
+    parser.add_argument("--resolution", type=int, default=384, help="long side, pixels [384]")
+    parser.add_argument(
+        "--model", default="classical", help="model that gives the flow [classical]"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the paths as PNG")
+    args = parser.parse_args(arguments)
+    rows = [HEADINGS]
+    for clip in _clips(args):
+        without, with_loops = (outcome(clip, args.model, loop_closure=on) for on in (False, True))
+        rows.append(row(clip, without, with_loops))
+        if args.plot:
+            args.plot.mkdir(parents=True, exist_ok=True)
+            (args.plot / f"{clip.name}.png").write_bytes(picture(clip, without, with_loops))
+    logs.show(table(rows))
+    return 0
+
+
+def outcome(clip: LoopClip, model: str, *, loop_closure: bool) -> Outcome:
+    """Run the pose chain over a clip."""
+    network = create_model(model)
+    closer = TimedCloser()
+    config = dataclasses.replace(RunConfig().chain, loop_closure=loop_closure)
+    chain = PoseChain(config, clip.info, closer if loop_closure else None)
+    poses, keyframes, seconds = np.tile(np.eye(4), (len(clip.frames), 1, 1)), 0, 0.0
+
+    def take(frames: Iterator[PosedFrame]) -> None:
+        nonlocal keyframes, seconds
+        started = time.perf_counter()
+        for frame in frames:
+            poses[frame.index] = frame.world_from_cam
+            keyframes += frame.is_keyframe
+        for revision in chain.revisions():
+            poses[revision.indices] = revision.world_from_cam
+        seconds += time.perf_counter() - started
+
+    with network.session(clip.info) as session:
+        card = network.card
+        for window in sliding_windows(iter(clip.frames), card.window, card.overlap):
+            prediction = session.step(window)
+            take(chain.extend(window, prediction))
+        take(chain.finish())
+    per_frame = 1000 / len(clip.frames)
+    return Outcome(
+        poses=poses, keyframes=keyframes, closed=closer.closed, bent=closer.bent,
+        loop_ms=per_frame * closer.seconds, total_ms=per_frame * seconds,
+    )  # fmt: skip
+
+
+HEADINGS = [
+    "clip", "frames", "keyframes", "loops", "bent", "return %", "→", "return °", "→",
+    "error %", "→", "loops ms/frame", "chain ms/frame", "→",
+]  # fmt: skip
+
+
+def row(clip: LoopClip, without: Outcome, with_loops: Outcome) -> list[str]:
+    """Return one line of the table: each figure without, then with loop closure."""
+    runs = (without, with_loops)
+    back = [return_drift(run.poses) if clip.is_mirrored else (None, None) for run in runs]
+    error = [path_error(run.poses, clip.truth) for run in runs]
+    return [
+        clip.name, str(len(clip.frames)), str(with_loops.keyframes), str(with_loops.closed), str(with_loops.bent),
+        *(_number(way, "{:.3f}") for way, _ in back), *(_number(turn, "{:.3f}") for _, turn in back),
+        *(_number(e, "{:.3f}") for e in error), f"{with_loops.loop_ms:.2f}",
+        f"{without.total_ms:.1f}", f"{with_loops.total_ms:.1f}",
+    ]  # fmt: skip
+
+
+def return_drift(poses: Array) -> tuple[float, float]:
+    """Return how far apart the poses of equal images are, RMS: percent of the way out, degrees."""
+    half = (len(poses) + 1) // 2
+    out, back = poses[:half], poses[::-1][:half]
+    way = np.linalg.norm(np.diff(out[:, :3, 3], axis=0), axis=1).sum()
+    apart = transforms.invert(out) @ back
+    turn = np.linalg.norm(transforms.so3_log(apart[:, :3, :3]), axis=1)
+    moved = np.linalg.norm(apart[:, :3, 3], axis=1)
+    return (
+        100 * float(np.sqrt((moved**2).mean())) / max(float(way), 1e-9),
+        float(np.degrees(np.sqrt((turn**2).mean()))),
+    )
+
+
+def path_error(poses: Array, truth: dict[int, Array]) -> float | None:
+    """Return the RMSE of positions after Sim(3) alignment in percent of the true path, None without truth."""
+    from stream4d.eval.trajectory import Trajectory, score_trajectory
+
+    known = np.array(sorted(truth))
+    if len(known) < 3:
+        return None
+    true = np.stack([truth[i] for i in known.tolist()])
+    times = known.astype(np.float64)
+    return score_trajectory(
+        Trajectory(timestamps_s=times, world_from_cam=poses[known], covariance=None),
+        Trajectory(timestamps_s=times, world_from_cam=true, covariance=None),
+    ).ate_percent
+
+
+def there_and_back(clip: LoopClip) -> LoopClip:
+    """Return the clip played forward and then back to its first frame."""
+    n = len(clip.frames)
+    order = [*range(n), *range(n - 2, -1, -1)]
+    frames = [
+        dataclasses.replace(clip.frames[t], index=i, timestamp_ns=i * 33_333_333)
+        for i, t in enumerate(order)
+    ]
+    truth = {i: clip.truth[t] for i, t in enumerate(order) if t in clip.truth}
+    return LoopClip(name=f"{clip.name}-and-back", frames=frames, truth=truth, is_mirrored=True)
+
+
+def rendered_orbit(frames: int = RENDERED_FRAMES, seed: int = 3) -> LoopClip:
+    """Return a clip of a random still scene, the camera on an arc around it."""
+    from stream4d.train.scenes import SceneOptions, render_clips
+
+    options = SceneOptions(
+        camera_weights=(0, 0, 0, 0, 1, 0, 0), static_share=1.0, outdoor_share=0.0, fog_share=0.0,
+        camera_move=(0.008, 0.009), fov_deg=(60.0, 61.0),
+    )  # fmt: skip
+    batch = render_clips(seed, 1, frames, (216, 288), options=options)
+    rgb = (255 * batch.rgb[0].permute(0, 2, 3, 1).clamp(0, 1)).round().byte().numpy()
+    K, poses = batch.K[0].double().numpy(), batch.world_from_cam[0].double().numpy()
+    made = [
+        Frame(index=i, timestamp_ns=i * 33_333_333, rgb=rgb[i].copy(), K=K[i])
+        for i in range(frames)
+    ]
+    return LoopClip(name="rendered-orbit", frames=made, truth=dict(enumerate(poses)))
+
+
+def read_clip(path: Path, args: argparse.Namespace) -> LoopClip:
+    """Read a sequence folder or a video whole.
+
+    Raises:
+        EvaluationError, VideoError: it cannot be read.
+    """
+    sequence = load_folder(path) if (path / "sequence.json").is_file() else None
+    reader = ReaderConfig(resolution=args.resolution, max_frames=args.max_frames)
+    if sequence is not None and sequence.camera is not None and not args.uncalibrated:
+        K = sequence.camera.K
+        reader = dataclasses.replace(
+            reader, intrinsics=(K[0, 0], K[1, 1], K[0, 2], K[1, 2]),
+            distortion=sequence.camera.distortion or None,
+        )  # fmt: skip
+    with open_video(str(sequence.source if sequence else path), reader) as video:
+        frames = list(video.frames_from(0))
+    return LoopClip(name=path.stem, frames=frames, truth=_truth(sequence, len(frames)))
+
+
+def _truth(sequence: EvalSequence | None, count: int) -> dict[int, Array]:
+    if sequence is None:
+        return {}
+    poses = sequence.true_poses(MAX_TIME_DIFFERENCE_S)
+    return {i: pose for i, pose in poses.items() if i < count}
+
+
+def _clips(args: argparse.Namespace) -> Iterator[LoopClip]:
+    if not args.clips:
+        yield there_and_back(rendered_orbit())
+        recording = bundled("recordings", "recordings") / "room_walker.mp4"
+        yield there_and_back(read_clip(recording, args))
+    for path in args.clips:
+        clip = read_clip(path, args)
+        yield there_and_back(clip) if args.there_and_back else clip
+
+
+def picture(clip: LoopClip, without: Outcome, with_loops: Outcome) -> bytes:
+    """Draw both paths over the truth, seen from above; PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from stream4d.eval.plots import OURS, TRUTH, png
+    from stream4d.eval.trajectory import Trajectory, align
+
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(title=clip.name, aspect="equal")
+    known = np.array(sorted(clip.truth), np.int64)
+    true = np.stack([clip.truth[i] for i in known.tolist()]) if len(known) > 2 else None
+    if true is not None:
+        axes.plot(*true[:, [0, 2], 3].T, color=TRUTH, linewidth=3, label="truth")
+    for run, colour, label in ((without, "#30638e", "without"), (with_loops, OURS, "with loops")):
+        path = run.poses[:, :3, 3]
+        if true is not None:
+            stamps = known.astype(np.float64)
+            ours = Trajectory(timestamps_s=stamps, world_from_cam=run.poses[known], covariance=None)
+            goal = Trajectory(timestamps_s=stamps, world_from_cam=true, covariance=None)
+            path = align(ours, goal).points(path)
+        axes.plot(path[:, 0], path[:, 2], color=colour, linewidth=1, label=label)
+    axes.legend()
+    return png(figure)
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return the rows as text, the first column to the left."""
+    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in rows
+    )  # fmt: skip
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
