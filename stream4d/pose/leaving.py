@@ -13,6 +13,12 @@ from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
 
 MIN_REFITTED = 12
 """Patches below which a leaving frame keeps the pose it had."""
+MOST_ERROR = 16.0
+"""Squared error, σ², at which a patch counts fully as a misfit: how far off an outlier is says nothing."""
+MEMORY = 0.05
+"""Share of the newest frame in what is remembered of how well patches fit."""
+FEWEST = 5
+"""Patches that are counted as agreeing at least."""
 
 
 def finalise(progress: Progress, record: Record, following: Record | None) -> PosedFrame:
@@ -50,13 +56,21 @@ def _last_fit(progress: Progress, record: Record) -> Array:
 
 
 def _covariance(progress: Progress, record: Record, pose: Array) -> Array:
-    """Return the honest covariance of a pose: its own fit, its keyframe's drift, inflated as measured."""
+    """Return the honest covariance of a pose: its own fit and its keyframe's drift, by how well patches fit lately."""
     local_map = progress.map
+    errors = record.errors
+    misfit = float(np.minimum(errors, MOST_ERROR).mean()) if len(errors) else progress.misfit
+    agreeing = max(int((errors < track.INLIER_SQ).sum()), FEWEST)
+    progress.misfit += MEMORY * (misfit - progress.misfit)
+    progress.agreeing += MEMORY * (agreeing - progress.agreeing)
     if not record.is_tracked:
         return FLOATING
     slot = local_map.slot_of(record.reference)
     drift = local_map.covariance[slot] if slot >= 0 else np.zeros((6, 6))
-    return uncertainty.of_pose(record.information, pose, drift, started=progress.started)
+    factor = uncertainty.drift_factor(progress.misfit, progress.agreeing)
+    return uncertainty.of_pose(
+        record.information, pose, drift, factor=factor, started=progress.started
+    )
 
 
 def revise(progress: Progress, slot: int) -> None:

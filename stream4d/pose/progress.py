@@ -9,6 +9,7 @@ import numpy as np
 from stream4d.config import ChainConfig
 from stream4d.geometry import camera
 from stream4d.packets import Array, Frame, PoseRevision, State
+from stream4d.pose import uncertainty
 from stream4d.pose.dense import DenseState
 from stream4d.pose.departed import Departed
 from stream4d.pose.keyframe_view import KeyframeListener, NullListener
@@ -16,7 +17,16 @@ from stream4d.pose.map import LocalMap
 from stream4d.pose.record import Record
 from stream4d.pose.state import nested, pack, part, unpack
 
-_SCALARS = ("started", "focal_known", "focal_info", "segment", "lost", "tracked_before")
+_SCALARS = (
+    "started",
+    "focal_known",
+    "focal_info",
+    "segment",
+    "lost",
+    "tracked_before",
+    "misfit",
+    "agreeing",
+)
 """Fields that the state holds as numbers."""
 
 
@@ -43,6 +53,10 @@ class Progress:
     """(4, 4) camera-from-previous-camera of the last two measured frames."""
     dense: DenseState | None = None
     """Depth and motion of the frame that left last."""
+    misfit: float = uncertainty.EXPECTED_MISFIT
+    """Mean squared error of the patches in the frames that left lately, σ²."""
+    agreeing: float = 5.0
+    """Patches that agreed in them; few at first, when nothing has been seen to agree."""
     departed: Departed = field(default_factory=Departed)
     revisions: list[PoseRevision] = field(default_factory=list)
     """Corrections of departed frames that nobody has fetched yet."""
