@@ -106,4 +106,5 @@ class Progress:
             if self._total:
                 left = max(self._total - self._done, 0) / rate
                 of = f" of {self._total}, {left:.0f} s left"
-            sys.stderr.write(f"{self._done} {self._unit}s{of}, {rate:.1f}/s\n")
+            rest = f"; {note}" if note else ""
+            sys.stderr.write(f"{self._done} {self._unit}s{of}, {rate:.1f}/s{rest}\n")

@@ -123,11 +123,6 @@ class Reconstruction:
         self._stopped = True
 
     @property
-    def is_stopped(self) -> bool:
-        """True once ``stop`` was called."""
-        return self._stopped
-
-    @property
     def is_finished(self) -> bool:
         """True once the source has ended, or a live one was stopped: nothing is left to resume."""
         return self._finished

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from stream4d import cli as program
 from stream4d.errors import TrainingError
 from stream4d.models.registry import create_model
 from stream4d.models.temporal_net import NetConfig
@@ -110,6 +112,25 @@ def test_killed_and_resumed_is_the_same_run(
         assert torch.equal(value, resumed.net.state_dict()[name]), name
     for name, value in whole.ema.items():
         assert torch.equal(value, resumed.ema[name]), name
+
+
+def test_the_first_ctrl_c_keeps_a_checkpoint(tmp_path: Path) -> None:
+    """SIGINT ends the command after the step in hand; --resume takes up there."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(loop._plain(dump_recipe(TINY))))
+    out, update = tmp_path / "run", Trainer._update
+
+    def interrupted(self: Trainer, module: Any, clips: Any, initial: Any, step: int) -> Any:
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return update(self, module, clips, initial, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_update", interrupted)
+        assert program.main(["train", str(recipe), "--out", str(out)]) == 130
+    assert Trainer(TINY, out, resume=True).step == 3
+    assert program.main(["train", str(recipe), "--out", str(out), "--resume", "--steps", "1"]) == 0
+    assert Trainer(TINY, out, resume=True).step == 4
 
 
 def test_workers_do_not_change_the_batches() -> None:

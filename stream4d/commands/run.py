@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import sys
 import time
 import typing
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +13,10 @@ from stream4d import config as settings
 from stream4d import logs
 from stream4d.config import RunConfig
 from stream4d.errors import ConfigError, StoreCompleteError
+from stream4d.interrupt import first_ctrl_c
 
 if TYPE_CHECKING:
-    from stream4d.pipeline import Reconstruction
+    pass
 
 EXAMPLES = """\
 examples:
@@ -208,7 +205,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
         if not args.quiet:
             logs.show(summary.opening(run.model.card.name))
         progress = logs.Progress(run.info.frame_count, quiet=args.quiet, done=run.first_frame)
-        with progress, _ctrl_c_stops(run):
+        with progress, first_ctrl_c(run.stop, announce="stopping after this window"):
             for frame in run:
                 summary.add(frame)
                 progress.advance()
@@ -220,20 +217,3 @@ def _reconstruct(args: argparse.Namespace) -> int:
         run.view.wait()
         run.view.close()
     return 0 if run.is_finished else 130
-
-
-@contextmanager
-def _ctrl_c_stops(run: Reconstruction) -> Iterator[None]:
-    """Let the first Ctrl-C end the run cleanly, the second at once."""
-
-    def on_signal(_signum: int, _stack: object) -> None:
-        if run.is_stopped:
-            raise KeyboardInterrupt
-        run.stop()
-        sys.stderr.write("\nstopping after this window (Ctrl-C again: at once)\n")
-
-    previous = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

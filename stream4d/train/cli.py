@@ -34,11 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ship", metavar="FILE", help="write --weights to FILE in half precision, with provenance"
     )
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="show every loss")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from stream4d import logs
     from stream4d.errors import TrainingError
+    from stream4d.interrupt import first_ctrl_c
 
     if args.validate is not None:
         return _validate(args)
@@ -59,8 +63,16 @@ def run(args: argparse.Namespace) -> int:
     trainer = Trainer(
         load_recipe(args.recipe), args.out, device=_device(args.device), resume=args.resume
     )
-    trainer.run(stop_after=args.steps)
-    return 0
+    left = trainer.recipe.steps - trainer.step
+    total = trainer.step + min(left, args.steps or left)
+    progress = logs.Progress(
+        total, unit="step", quiet=args.quiet or trainer.rank > 0, done=trainer.step
+    )
+    with progress, first_ctrl_c(trainer.stop, announce="stopping after this step"):
+        trainer.run(stop_after=args.steps, on_step=progress.advance)
+    if trainer.step < trainer.recipe.steps and not args.quiet:
+        logs.show(f"stopped after step {trainer.step}: go on with --resume")
+    return 0 if trainer.step >= total else 130
 
 
 def _device(name: str) -> str:

@@ -15,7 +15,7 @@ import os
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -79,6 +79,7 @@ class Trainer:
             self.net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         self.step, self.best = 0, math.inf
+        self._is_stopped = False
         if resume:
             self._restore(self.out / "last.pt")
         self.batches = Batches(recipe, rank=self.rank, device=self.device)
@@ -98,8 +99,20 @@ class Trainer:
         except OSError as error:
             raise TrainingError(f"cannot write to {self.out}: {error.strerror}") from None
 
-    def run(self, stop_after: int | None = None) -> None:
-        """Train to the last step, or for ``stop_after`` steps of this call.
+    def stop(self) -> None:
+        """Let ``run`` end after the step in hand, with a checkpoint."""
+        self._is_stopped = True
+
+    def run(
+        self,
+        stop_after: int | None = None,
+        on_step: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        """Train to the last step, or for ``stop_after`` steps of this call, or until ``stop``.
+
+        Args:
+            stop_after: steps of this call.
+            on_step: told after each step, with a line about the losses.
 
         Raises:
             TrainingError: the loss had no finite value for long, or the disk is full; the last good checkpoint stays.
@@ -120,7 +133,8 @@ class Trainer:
                 log.write(self.step, {"lr": self.learning_rate(step)})
             if self.step % self.recipe.validate_every == 0 and self.rank == 0:
                 self._judge(log)
-            stopping = stop_after is not None and done >= stop_after
+            on_step(log.brief)
+            stopping = self._is_stopped or (stop_after is not None and done >= stop_after)
             if stopping or time.monotonic() - saved > 60 * self.recipe.save_minutes:
                 self.save()
                 saved = time.monotonic()
@@ -338,6 +352,8 @@ class _Log:
         self._writer = _tensorboard(out) if rank == 0 else None
         self._rank = rank
         self._since = time.monotonic()
+        self.brief = ""
+        """The means of the last line, in a few words."""
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
         for name, value in terms.items():
@@ -351,6 +367,8 @@ class _Log:
         seconds, self._since = time.monotonic() - self._since, time.monotonic()
         line = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
         logger.info("step %d (%.1f s): %s", step, seconds, line)
+        if "total" in means:
+            self.brief = f"loss {means['total']:.3g}, flow {means['epe']:.2f} px"
         if self._writer is not None:
             for name, value in means.items():
                 self._writer.add_scalar(name, value, step)
