@@ -186,21 +186,34 @@ def test_very_short_videos_leave_whole(n: int) -> None:
     assert len(frames) == n
 
 
-@pytest.mark.parametrize("size", [(288, 384), (16, 16)])
-def test_a_black_video_is_not_called_tracked(size: tuple[int, int]) -> None:
-    info = dataclasses.replace(Scene().info(6), height=size[0], width=size[1])
-    black = np.zeros((*size, 3), np.uint8)
-    shots = [Frame(index=i, timestamp_ns=i, rgb=black) for i in range(6)]
+def chain_of(shots: list[Array]) -> list[PosedFrame]:
+    """Run the classical model and the chain over images."""
+    frames = [Frame(index=i, timestamp_ns=i, rgb=rgb) for i, rgb in enumerate(shots)]
+    H, W = shots[0].shape[:2]
+    info = dataclasses.replace(Scene().info(len(shots)), height=H, width=W)
     chain = PoseChain(ChainConfig(), info)
     out: list[PosedFrame] = []
     with create_model("classical").session(info) as session:
-        for i in range(1, 6):
-            window = Window(index=i - 1, frames=(shots[i - 1], shots[i]), overlap=int(i > 1))
+        for i in range(1, len(frames)):
+            window = Window(index=i - 1, frames=(frames[i - 1], frames[i]), overlap=int(i > 1))
             out += chain.extend(window, session.step(window))
     out += chain.finish()
-    assert len(out) == 6
-    assert not any(frame.is_tracked for frame in out)
+    assert len(out) == len(shots)
     assert all(np.isfinite(frame.world_from_cam).all() for frame in out)
+    return out
+
+
+@pytest.mark.parametrize("size", [(288, 384), (16, 16)])
+def test_a_black_video_is_not_called_tracked(size: tuple[int, int]) -> None:
+    out = chain_of([np.zeros((*size, 3), np.uint8)] * 6)
+    assert not any(frame.is_tracked for frame in out)
+
+
+def test_noise_is_neither_tracked_nor_a_row_of_cuts() -> None:
+    rng = np.random.default_rng(3)
+    out = chain_of([rng.integers(0, 256, (144, 192, 3), np.uint8) for _ in range(8)])
+    assert not any(frame.is_tracked for frame in out)
+    assert {frame.segment for frame in out} == {0}
 
 
 def test_focal_is_found_where_none_is_given() -> None:

@@ -59,9 +59,9 @@ def try_start(progress: Progress, record: Record) -> None:
     local_map = progress.map
     origin = local_map.poses[0]
     last = progress.records[-1].pose
-    share = measure.refine_positions(progress, record, last)
-    if share < RECOGNISED and is_cut(progress, record):
-        begin_segment(progress, record, np.eye(3, 4))
+    seen = measure.refine_positions(progress, record, last) >= RECOGNISED
+    if not seen and is_cut(progress, record):
+        _cut(progress, record)
         return
     rows = np.flatnonzero(np.isfinite(record.var))
     total = int((local_map.host >= 0).sum())
@@ -74,14 +74,29 @@ def try_start(progress: Progress, record: Record) -> None:
     # each time, and 35 frames make a singular matrix of 1e-16.
     pose[:, :3] = project_to_so3(pose[:, :3])
     pose[:, 3] = -pose[:, :3] @ (-origin[:, :3].T @ origin[:, 3])
-    record.set_pose(pose, local_map, tracked=len(rows) >= MIN_SEEN)
+    record.set_pose(pose, local_map, tracked=seen and len(rows) >= MIN_SEEN)
     if len(rows) < MIN_KEPT * total or len(rows) < start.MIN_TRACKS:
         anchor(progress, record, pose)
+        record.is_tracked &= seen
         return
     parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
     explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
     if parallax > START_PARALLAX * progress.size and explained < START_EXPLAINED:
         _start(progress, record, parallax)
+
+
+def _cut(progress: Progress, record: Record) -> None:
+    """Begin anew from a frame that shows nothing of the one before.
+
+    Where that one showed nothing of its own predecessor either, there is no scene to follow (noise, a slide show):
+    neither counts as tracked, and no segment is counted.
+    """
+    before = progress.records[-1]
+    if before.index != progress.map.frame_index[0]:
+        begin_segment(progress, record, np.eye(3, 4))
+        return
+    anchor(progress, record, np.eye(3, 4))
+    before.is_tracked = record.is_tracked = False
 
 
 def begin_segment(progress: Progress, record: Record, pose: Array) -> None:
