@@ -324,8 +324,10 @@ def fields(h: int = 16, w: int = 24) -> Tensor:
     return flow
 
 
-def test_fused_parts_equal_the_expressions() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fused_parts_equal_the_expressions(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 keeps 24 bits; sums of 25 products and bilinear weights at 100 px lose up to seven of them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     flow, full = fields(), fields(64, 96)
     features, logits = torch.randn(2, 8, 16, 24), 3 * torch.randn(2, 144, 16, 24)
     values, smooth = torch.randn(2, 4, 16, 24), torch.randn(2, 3, 16, 24)
