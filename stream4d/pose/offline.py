@@ -145,8 +145,8 @@ def _refine(
 ) -> Part:
     sites = choose_sites(frames, stretch.keys, step)
     old = cam_from_world(out.world_from_cam[stretch.keys])
-    # The last frame of a run knows the focal length best; once settled, it stays.
-    K = out.K[stretch.keys[0] if stretch.held[0] else stretch.stop - 1]
+    # A focal length that a run has not found by its middle is no better at its end; once settled here, it stays.
+    K = out.K[stretch.keys[0]] if stretch.held[0] else np.median(out.K[stretch.keys], axis=0)
     given = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
     held = np.arange(len(sites.host)) % HELD_OUT == 0
     cam, poses, rho = given, old, sites.rho
