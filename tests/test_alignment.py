@@ -33,13 +33,12 @@ from stream4d.models.alignment import (
     principal_points,
     smoothness_loss,
 )
-from stream4d.models.monst3r import residual_motion
+from stream4d.models.first_guess import frame_confidence, initial_scene
+from stream4d.models.monst3r_fusion import residual_motion
 from stream4d.models.pair_graph import drop_distant, make_pairs
 from stream4d.models.pairs import (
     Directed,
     directed,
-    frame_confidence,
-    initial_scene,
     lower_confidence_in_front,
     relative_motion,
     view_pair,

@@ -15,15 +15,8 @@ from golden import Golden, Recorder, check_manifest
 from stream4d.errors import ModelError
 from stream4d.geometry.camera import make_K
 from stream4d.geometry.transforms import rigid, so3_exp
-from stream4d.models.da3 import (
-    SKY_FROM,
-    Views,
-    at_focal,
-    fill_sky,
-    fit_image,
-    key_map,
-    to_metric,
-)
+from stream4d.models.da3 import Views, key_map
+from stream4d.models.da3_metric import SKY_FROM, at_focal, fill_sky, to_metric
 from stream4d.models.da3_net import (
     METRIC_LARGE,
     SIZES,
@@ -38,6 +31,7 @@ from stream4d.models.da3_net import (
     take_views,
 )
 from stream4d.models.da3_rays import camera_from_rays, centre_of_rays, ray_homography
+from stream4d.models.da3_resize import fit_image
 from stream4d.models.encoders import normalise_imagenet
 from stream4d.models.pose_encoding import decode_cameras, encode_cameras
 from stream4d.models.registry import create_model

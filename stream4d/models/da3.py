@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stream4d.errors import ModelError
 from stream4d.geometry.transforms import invert, rigid
 from stream4d.models.base import ModelCard
+from stream4d.models.da3_metric import to_metric
 from stream4d.models.da3_net import (
     SIZES,
     Da3Config,
@@ -28,9 +27,9 @@ from stream4d.models.da3_net import (
     Da3Output,
     MonoOutput,
     NestedNet,
-    ResizeRule,
 )
 from stream4d.models.da3_rays import camera_from_rays
+from stream4d.models.da3_resize import fit_image
 from stream4d.models.encoders import normalise_imagenet
 from stream4d.models.family import (
     ForeignModel,
@@ -45,51 +44,6 @@ from stream4d.models.weights import Checkpoint, KeyMap
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
 FOV_RANGE_RAD = (0.05, 3.0)
-METRIC_FOCAL_PX = 300.0
-"""The metric network answers for a lens of this focal length."""
-SKY_FROM = 0.3
-"""Sky score from which a pixel is sky."""
-FARTHEST_M = 200.0
-
-
-class MetricScale(NamedTuple):
-    """What the metric network makes of a relative prediction."""
-
-    depth: Tensor
-    """(B, T, H, W) metres; sky lies at the far end."""
-    is_sky: Tensor
-    """(B, T, H, W) bool."""
-    scale: Tensor
-    """() factor from the relative prediction to metres."""
-
-
-def at_focal(mono_depth: Tensor, K: Tensor) -> Tensor:  # (B, T, H, W), (B, T, 3, 3)
-    """Turn the metric network's answer into metres for lenses of any focal length."""
-    focal_px = (K[..., 0, 0] + K[..., 1, 1]) / 2
-    return mono_depth * (focal_px / METRIC_FOCAL_PX)[..., None, None]
-
-
-def to_metric(depth: Tensor, confidence: Tensor, mono: MonoOutput, K: Tensor) -> MetricScale:
-    """Scale relative depth to metres: least squares over confident pixels that are not sky."""
-    metric = at_focal(mono.depth, K)
-    is_sky = mono.sky >= SKY_FROM
-    solid = ~is_sky
-    if not solid.any():
-        return MetricScale(depth, is_sky, depth.new_ones(()))
-    good = solid & (metric > 0) & (confidence >= confidence[solid].median())
-    scale = (metric[good] * depth[good]).sum() / (depth[good] ** 2).sum().clamp(min=1e-12)
-    scaled = fill_sky(depth * scale, is_sky)
-    return MetricScale(scaled, is_sky, scale)
-
-
-def fill_sky(depth: Tensor, is_sky: Tensor) -> Tensor:
-    """Put the sky where the farthest things are: 99 % quantile of all other depth, at most `FARTHEST_M`."""
-    solid = depth[~is_sky]
-    if not is_sky.any() or solid.numel() == 0:
-        return depth
-    # quantile() refuses more than 16 million values.
-    far = torch.quantile(solid[:: max(1, solid.numel() // 10_000_000)], 0.99)
-    return torch.where(is_sky, far.clamp(max=FARTHEST_M), depth)
 
 
 def key_map(config: Da3Config) -> KeyMap:
@@ -107,62 +61,6 @@ def key_map(config: Da3Config) -> KeyMap:
         ),
         ignored=(*ignored, r".*unused_output_conv"),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TwoStepFit(Fit):
-    """Resize by OpenCV (area down, cubic up) to one long or short side, then each side to its multiple of 14 or cut."""
-
-    first: tuple[int, int]
-    """(width, height) after the first step."""
-
-    def image(self, rgb: Array) -> Array:  # (H, W, 3) uint8 -> (h, w, 3) uint8
-        """Resize and crop one frame."""
-        for size in (self.first, self.resized):
-            if rgb.shape[1::-1] != size:
-                grows = size[0] > rgb.shape[1] or size[1] > rgb.shape[0]
-                rgb = cv2.resize(
-                    rgb, size, interpolation=cv2.INTER_CUBIC if grows else cv2.INTER_AREA
-                )
-        x, y = int(self.left), int(self.top)
-        return rgb[y : y + self.size[1], x : x + self.size[0]]
-
-
-def fit_image(
-    width: int, height: int, resolution: int = 504, rule: ResizeRule = "upper_bound_resize"
-) -> TwoStepFit:
-    """Apply one of Depth Anything 3's rules.
-
-    Raises:
-        ModelError: no such rule, or the image is so narrow that a crop leaves nothing.
-    """
-    if rule not in get_args(ResizeRule):
-        raise ModelError(f"resize must be one of {', '.join(get_args(ResizeRule))}, got {rule!r}")
-    side = (max if rule.startswith("upper") else min)(width, height)
-    factor = resolution / side
-    first = (max(1, round(width * factor)), max(1, round(height * factor)))
-    if rule.endswith("resize"):
-        w, h = resized = (nearest_multiple(first[0], 14), nearest_multiple(first[1], 14))
-    else:
-        resized, (w, h) = first, (first[0] // 14 * 14, first[1] // 14 * 14)
-    if min(w, h) < 14:
-        raise ModelError(
-            f"frames of {width}×{height} are too narrow to crop: take {rule[:11]}_resize"
-        )
-    return TwoStepFit(
-        source=(width, height),
-        first=first,
-        resized=resized,
-        left=(resized[0] - w) // 2,
-        top=(resized[1] - h) // 2,
-        size=(w, h),
-    )
-
-
-def nearest_multiple(side: int, step: int) -> int:
-    """Round to the nearest multiple, up where both are as near; at least one step."""
-    low = side // step * step
-    return max(step, low + step if side - low >= low + step - side else low)
 
 
 _PAPER = "Depth Anything 3: Recovering the Visual Space from Any Views, Lin, Chen, Liew, Chen et al., 2025"

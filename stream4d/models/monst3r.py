@@ -9,7 +9,7 @@ held fixed, so memory is bounded; optical flow is DIS (Kroeger et al., ECCV 2016
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import cv2
@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from stream4d.geometry.flow import consistency_error
-from stream4d.geometry.transforms import invert, similarity
+from stream4d.geometry.transforms import similarity
 from stream4d.models.alignment import (
     AlignmentWeights,
     PairSet,
     Scene,
-    ego_flow,
     focals,
-    moved_pairs,
     optimise,
     pose_matrices,
 )
@@ -33,8 +31,10 @@ from stream4d.models.base import ModelCard
 from stream4d.models.dust3r import Dust3rModel, Dust3rSession, Pair, anchored_prediction, fit_image
 from stream4d.models.dust3r_net import Dust3rConfig
 from stream4d.models.family import check_options, to_prediction
+from stream4d.models.first_guess import initial_scene
+from stream4d.models.monst3r_fusion import fused_depth, residual_motion, thinned
 from stream4d.models.pair_graph import make_pairs
-from stream4d.models.pairs import initial_scene, relative_motion
+from stream4d.models.pairs import relative_motion
 from stream4d.models.resize import Fit
 from stream4d.models.weights import Checkpoint
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
@@ -229,7 +229,7 @@ class Monst3rSession(Dust3rSession):
             fixed=fixed,
             given_poses=given_poses if has_poses else None,
         )
-        coarse = _with(coarse, world_has_size=bool(fixed) or has_poses)
+        coarse = replace(coarse, world_has_size=bool(fixed) or has_poses)
         free = ["pairs", "log_depth"]
         free += [] if has_poses else ["poses"]
         free += ["focal"] if focal is None else []
@@ -244,7 +244,7 @@ class Monst3rSession(Dust3rSession):
             free=free,
             frozen_frames=len(fixed),
         )
-        coarse = _with(coarse, is_moving=torch.from_numpy(self._motion(scene, coarse) > 0.5))
+        coarse = replace(coarse, is_moving=torch.from_numpy(self._motion(scene, coarse) > 0.5))
         # Smoothness shortens the path (by 3 % at its full weight); once things are in place it may fade.
         weights = AlignmentWeights(
             smooth=0.1 * config.smooth, flow=config.flow, flow_start=0.0, depth=config.depth_prior
@@ -318,76 +318,3 @@ class Monst3rSession(Dust3rSession):
             flow_backward=back,
             flow_uncertainty=np.nan_to_num(np.stack(unsure), nan=1e3).astype(np.float32),
         )
-
-
-def _with(pairs: PairSet, **changes: Any) -> PairSet:
-    values = {f.name: getattr(pairs, f.name) for f in fields(PairSet)}
-    return PairSet(**(values | changes))
-
-
-def thinned(pairs: PairSet, step: int) -> PairSet:
-    """Keep every ``step``-th pixel, from the middle of its cell; flow counts in the new pixels."""
-    start = step // 2
-
-    def cut(x: Tensor, axis: int) -> Tensor:
-        rows = [slice(None)] * x.ndim
-        rows[axis] = rows[axis + 1] = slice(start, None, step)
-        return x[tuple(rows)].contiguous()
-
-    assert pairs.flow_ij is not None
-    assert pairs.flow_ji is not None
-    assert pairs.is_moving is not None
-    return _with(
-        pairs,
-        points_i=cut(pairs.points_i, 1),
-        points_j=cut(pairs.points_j, 1),
-        confidence_i=cut(pairs.confidence_i, 1),
-        confidence_j=cut(pairs.confidence_j, 1),
-        flow_ij=cut(pairs.flow_ij, 2) / step,
-        flow_ji=cut(pairs.flow_ji, 2) / step,
-        is_moving=cut(pairs.is_moving, 1),
-    )
-
-
-def residual_motion(scene: Scene, pairs: PairSet, noise_px: float) -> Array:  # (n, h, w)
-    """Probability that a pixel moves: r² / (r² + σ²), r the residual of optical against ego flow.
-
-    σ grows with the flow itself (a tenth of it), because ego flow inherits errors of depth. Only neighbouring frames
-    count, where there are any; a pixel needs to disagree in all of them, since an occlusion disagrees in one only.
-    """
-    assert pairs.flow_ij is not None
-    size = (pairs.points_i.shape[1], pairs.points_i.shape[2])
-    i, j = pairs.edges.unbind(1)
-    near = (i - j).abs() == (i - j).abs().min()
-    i, j, flow = i[near], j[near], pairs.flow_ij[near]
-    residual = (ego_flow(scene, size, i, j) - flow).norm(dim=1)
-    sigma = noise_px + 0.1 * flow.norm(dim=1)
-    probability = residual**2 / (residual**2 + sigma**2)
-    out = torch.ones(pairs.frames, *size)
-    for frame in range(pairs.frames):
-        own = probability[i == frame]
-        out[frame] = own.amin(dim=0) if len(own) else 0.0
-    return np.nan_to_num(out.numpy(), nan=1.0)
-
-
-def fused_depth(
-    scene: Scene, full: PairSet, coarse: PairSet, world_from_cam: Array
-) -> tuple[Array, Array]:  # (n, H, W) twice
-    """Average what all pairs say of each frame's depth, at full resolution, weighted by log confidence."""
-    full = _with(full, world_has_size=coarse.world_has_size)
-    points_i, points_j = moved_pairs(scene, full)
-    n, (H, W) = len(world_from_cam), full.confidence_i.shape[1:]
-    total, weight, confidence = (torch.zeros(n, H * W) for _ in range(3))
-    cam_from_world = torch.from_numpy(invert(world_from_cam)).float()
-    for side, (points, conf) in enumerate(
-        ((points_i, full.confidence_i), (points_j, full.confidence_j))
-    ):
-        for edge, frame in enumerate(full.edges[:, side].tolist()):
-            row = cam_from_world[frame, 2]
-            z = points[edge] @ row[:3] + row[3]
-            w = conf[edge].flatten().log() + 1e-6
-            total[frame] += w * z
-            weight[frame] += w
-            confidence[frame] = torch.maximum(confidence[frame], conf[edge].flatten())
-    depth = (total / weight).view(n, H, W).numpy()
-    return depth, confidence.view(n, H, W).numpy()
