@@ -27,7 +27,7 @@ MAP_SCALE = 4.0
 """Robust scale of the depth term, σ²."""
 HELD = 1e14
 """Information that holds a camera."""
-ENOUGH = 60
+ENOUGH = 160
 """Sites per keyframe that place its camera."""
 ITERATIONS = 12
 """Steps per robust scale at most."""
