@@ -80,6 +80,7 @@ def _pair_terms(pair: PairState, batch: ClipBatch, t: int) -> dict[str, Tensor]:
     valid = torch.cat([batch.valid_flow[:, t], batch.valid_flow_backward[:, t]])
     hidden = torch.cat([batch.occluded[:, t], batch.occluded_backward[:, t]])
     field, B = pair.flow, len(batch.rgb)
+    assert field.mixture is not None  # only inference leaves it out
     terms = {
         "flow": losses.flow_sequence_loss(field.steps, flow, field.mixture, valid),
         "sigma": losses.laplace_scale_loss(field.steps[-1], flow, field.log_sigma, valid),
