@@ -203,6 +203,35 @@ def test_patches_align_below_a_tenth_of_a_pixel_in_any_light(
     assert correlation > 0.98
 
 
+@pytest.mark.parametrize("zoom", [1.0, 1.4, 2.0, 2.6])
+def test_patches_are_found_where_they_look_smaller(zoom: float) -> None:
+    """From farther away, where the host is read at a coarser level, positions stay unbiased."""
+    cam = np.array([100.0, 100.0, 80.0, 60.0])
+    y, x = np.mgrid[0:120, 0:160].astype(float)
+
+    def scene(u: Array, v: Array) -> Array:
+        texture = 40 * np.sin(u / 5.1) * np.cos(v / 4.7) + 30 * np.sin((u + v) / 6.3)
+        return (120 + texture).astype(np.uint8)
+
+    near = scene(x, y)
+    far = scene(80 + zoom * (x - 80), 60 + zoom * (y - 60))
+    hosts, target = (patches.pyramid(np.repeat(im[..., None], 3, -1)) for im in (near, far))
+    uv0 = np.array([[60.0, 45.0], [100.0, 80.0], [75.0, 70.0], [95.0, 40.0]])
+    n = len(uv0)
+    rays = np.column_stack([(uv0 - cam[2:]) / cam[:2], np.ones(n)])
+    pose = np.eye(3, 4)
+    pose[2, 3] = zoom - 1  # all depths are 1
+    truth = cam[2:] + (uv0 - cam[2:]) / zoom
+    uv, quality = truth + np.array([0.6, -0.5]), np.zeros((n, 5))
+    _kernels_align.align_patches(
+        tuple(level[None] for level in hosts), target, np.arange(n), cam, uv0, rays, np.ones(n),
+        np.zeros(n, np.int64), np.eye(3, 4)[None], pose, uv, quality,
+    )  # fmt: skip
+    assert (quality[:, 0] > 0.9).all()
+    # half a pixel of the host, were its levels misread, is a fifth here
+    np.testing.assert_allclose(uv, truth, atol=0.12)
+
+
 def test_along_a_straight_edge_a_patch_stays_where_it_was() -> None:
     y, x = np.mgrid[0:60, 0:60].astype(float)
 

@@ -160,7 +160,8 @@ def align_patches(
 ):
     """Refine ``uv`` (N, 2) of the patches in ``todo`` in the target image, coarse to fine, and grade them.
 
-    ``hosts`` and ``target`` are pyramids (tuples of levels). ``quality`` (N, 5) receives correlation (−1:
+    ``hosts`` and ``target`` are pyramids (tuples of levels; pixel i of a level lies on pixel 2 i of the one below).
+    ``quality`` (N, 5) receives correlation (−1:
     failed, ``uv`` is kept), the residual's variance and the template's structure tensor at the finest level.
     """
     template, tensor = np.empty((SIDE + 2, SIDE + 2)), np.empty(3)
@@ -179,19 +180,18 @@ def align_patches(
             s = 1.0 / (1 << level)
             extra = 1 if shrink > 1.6 else 0
             sh = 1.0 / (1 << (level + extra))
-            hu, hv = (uv0[n, 0] + 0.5) * sh - 0.5, (uv0[n, 1] + 0.5) * sh - 0.5
+            hu, hv = uv0[n, 0] * sh, uv0[n, 1] * sh
             ok = sample_template(hosts[level + extra][h], hu, hv, warp / (1 << extra), template)
             if not ok:
                 good = (
                     level == 1
                 )  # the coarse level may leave the image where the fine one does not
                 continue
-            x, y = (u + 0.5) * s - 0.5, (v + 0.5) * s - 0.5
-            x, y, corr, noise = align_patch(template, target[level], x, y, 10, tensor)
+            x, y, corr, noise = align_patch(template, target[level], u * s, v * s, 10, tensor)
             if corr < 0.6:
                 good = level == 1
                 continue
-            u, v = (x + 0.5) / s - 0.5, (y + 0.5) / s - 0.5
+            u, v = x / s, y / s
             quality[n, 1] = noise
             quality[n, 2:] = tensor
             if level == 0:

@@ -27,7 +27,10 @@ CHAINED_MAX_VAR = 3.0**2
 
 
 def pyramid(rgb: Array) -> tuple[Array, ...]:
-    """Return grey levels at full, half and quarter size, lightly smoothed so that gradients mean something."""
+    """Return grey levels at full, half and quarter size, lightly smoothed so that gradients mean something.
+
+    Pixel i of a level lies on pixel 2 i of the level below.
+    """
     grey = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (3, 3), 0.7)
     levels = [np.asarray(grey)]
     for _ in range(LEVELS - 1):
