@@ -204,3 +204,75 @@ def similarity_system(fit) -> tuple[Array, Array, Array]:  # type: ignore[no-unt
         H, g = H + Jn.T @ W @ Jn, g + Jn.T @ W @ rn
         errors.append(rn @ W @ rn)
     return H, g, np.array(errors)
+
+
+def bilinear(image: Array, u: Array, v: Array) -> Array:
+    """Read an image between pixels; NaN outside."""
+    H, W = image.shape
+    inside = (u >= 0) & (v >= 0) & (u < W - 1) & (v < H - 1)
+    x, y = np.where(inside, u, 0).astype(int), np.where(inside, v, 0).astype(int)
+    fx, fy, grey = u - x, v - y, image.astype(np.float64)
+    top = grey[y, x] * (1 - fx) + grey[y, x + 1] * fx
+    bottom = grey[y + 1, x] * (1 - fx) + grey[y + 1, x + 1] * fx
+    return np.where(inside, top * (1 - fy) + bottom * fy, np.nan)
+
+
+def aligned_position(
+    template: Array, image: Array, uv: Array, iterations: int, weak: float
+) -> tuple[Array, float]:
+    """Move a pixel until the image there looks like the template (n + 2, n + 2); returns it and the correlation.
+
+    Steps go along eigenvectors of the structure tensor above ``weak`` only; gain and bias are free.
+    """
+    inner = template[1:-1, 1:-1]
+    gx = 0.5 * (template[1:-1, 2:] - template[1:-1, :-2])
+    gy = 0.5 * (template[2:, 1:-1] - template[:-2, 1:-1])
+    G = np.stack([(gx - gx.mean()).ravel(), (gy - gy.mean()).ravel()], axis=-1)
+    values, vectors = np.linalg.eigh(G.T @ G)
+    keep = np.array([values[0] > weak, True])
+    inverse = (vectors[:, keep] / values[keep]) @ vectors[:, keep].T
+    half = len(inner) // 2
+    dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
+    correlation = -1.0
+    for _ in range(iterations):
+        seen = bilinear(image, uv[0] + dx, uv[1] + dy)
+        if not np.isfinite(seen).all():
+            return uv, -1.0
+        seen, known = seen - seen.mean(), inner - inner.mean()
+        correlation = float((seen * known).sum() / np.sqrt((seen**2).sum() * (known**2).sum()))
+        r = seen * np.sqrt((known**2).sum() / (seen**2).sum()) - known
+        step = inverse @ np.array([(gx * r).sum(), (gy * r).sum()])
+        uv = uv - step
+        if step @ step < 1e-4:
+            break
+    return uv, correlation
+
+
+def found_patch(
+    hosts: tuple[Array, ...], target: tuple[Array, ...], cam: Array, uv0: Array, rho: float,
+    host: Array, pose: Array, uv: Array, side: int, weak: float,
+) -> tuple[Array, float]:  # fmt: skip
+    """Twin of ``_kernels_align.align_patches`` for one patch: its target pixel and correlation (−1: lost)."""
+
+    def seen(offset: Array) -> Array:
+        ray = np.append((uv0 + offset - cam[2:]) / cam[:2], 1.0)
+        return patch_pixel(cam, ray, rho, pose, host)
+
+    warp = np.linalg.inv(differences(seen, 2))
+    if not 0.1 <= 1 / np.linalg.det(warp) <= 10:
+        return uv, -1.0
+    extra = int(np.sqrt(np.linalg.det(warp)) > 1.6)
+    dy, dx = np.mgrid[: side + 2, : side + 2] - (side + 1) / 2
+    x, y = np.einsum("ij,jhw->ihw", warp, np.stack([dx, dy]) / 2**extra)
+    now, result = uv, (uv, -1.0)
+    for level in (1, 0):
+        centre = uv0 / 2 ** (level + extra)
+        template = bilinear(hosts[level + extra], centre[0] + x, centre[1] + y)
+        if np.isfinite(template).all():
+            moved_to, correlation = aligned_position(
+                template, target[level], now / 2**level, 10, weak
+            )
+            if correlation >= 0.6:
+                now = moved_to * 2**level
+                result = (now, correlation) if level == 0 else result
+    return result

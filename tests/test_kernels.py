@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -230,6 +231,42 @@ def test_patches_are_found_where_they_look_smaller(zoom: float) -> None:
     assert (quality[:, 0] > 0.9).all()
     # half a pixel of the host, were its levels misread, is a fifth here
     np.testing.assert_allclose(uv, truth, atol=0.12)
+
+
+def test_patches_are_found_where_the_slow_twin_finds_them() -> None:
+    rng = np.random.default_rng(4)
+    cam = np.array([100.0, 100.0, 80.0, 60.0])
+    coarse = rng.uniform(0, 255, (32, 42)).astype(np.float32)
+    near = cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC).clip(0, 255)
+    far = np.roll(near, (1, -2), (0, 1)) * 0.8 + 20
+    hosts, target = (
+        patches.pyramid(np.repeat(im[..., None], 3, -1).astype(np.uint8)) for im in (near, far)
+    )
+    n = 40
+    uv0 = np.column_stack([rng.integers(0, 160, n), rng.integers(0, 120, n)]).astype(float)
+    rays = np.column_stack([(uv0 - cam[2:]) / cam[:2], np.ones(n)])
+    host = transforms.se3_exp(0.02 * rng.normal(size=6))[:3]
+    rho = rng.uniform(0.5, 1.5, n)
+    found = []
+    for back in (0.0, 0.9, 30.0):  # as near, half as large, far beyond what looks alike
+        pose = transforms.se3_exp(np.array([0.01, -0.01, back, 0.02, 0.01, 0.03]))[:3]
+        uv = np.stack([naive.patch_pixel(cam, rays[k], rho[k], pose, host) for k in range(n)])
+        fast, quality = uv.copy(), np.zeros((n, 5))
+        _kernels_align.align_patches(
+            tuple(level[None] for level in hosts), target, np.arange(n), cam, uv0, rays, rho,
+            np.zeros(n, np.int64), host[None], pose, fast, quality,
+        )  # fmt: skip
+        for k in range(n):
+            slow, correlation = naive.found_patch(
+                hosts, target, cam, uv0[k], rho[k], host, pose, uv[k], _kernels_align.SIDE, _kernels_align.WEAK
+            )  # fmt: skip
+            np.testing.assert_allclose(
+                fast[k], slow, atol=1e-4
+            )  # the twin's warp is by differences
+            assert quality[k, 0] == pytest.approx(correlation, abs=1e-4)
+        found.append((quality[:, 0] > 0).sum())
+    assert found[0] > n / 4
+    assert found[2] == 0
 
 
 def test_along_a_straight_edge_a_patch_stays_where_it_was() -> None:
