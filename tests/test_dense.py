@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
+from stream4d.config import ChainConfig
 from stream4d.geometry import transforms
-from stream4d.packets import Array
-from stream4d.pose import _kernels_dense, dense, motion
-from stream4d.pose.guess import Guess
+from stream4d.geometry.flow import sample
+from stream4d.models.registry import create_model
+from stream4d.packets import Array, PosedFrame
+from stream4d.pose import _kernels_dense, dense, motion, patches
+from stream4d.pose.chain import PoseChain
+from stream4d.pose.guess import Guess, guess_depth
+from stream4d.pose.map import LocalMap
 from tests import naive
 from tests.interpreted import run_without_compilation
 from tests.synthetic import Ball, Scene
 
 CAM = np.array([82.0, 80.0, 11.5, 8.5])
 STEP = 2
+
+
+WALK = Scene("walk", width=256, height=192, focal=220)
+
+
+@pytest.fixture(scope="module")
+def walk() -> list[PosedFrame]:
+    """Frames of the chain with the classical model; the ball is far from where it turns in the first and the last."""
+    chain, frames = PoseChain(ChainConfig(), WALK.info(26)), []
+    with create_model("classical").session(WALK.info(26)) as session:
+        for window in WALK.windows(26):
+            frames += list(chain.extend(window, session.step(window)))
+    return frames + list(chain.finish())
+
+
+def map_of(scene: Scene, t: int, n: int = 60) -> LocalMap:
+    """Return a map of one keyframe whose patches have true depths."""
+    rng = np.random.default_rng(0)
+    local_map = LocalMap(scene.height, scene.width, 2, n, scene.K)
+    uv = rng.uniform([4, 4], [scene.width - 5, scene.height - 5], (n, 2))
+    none = np.zeros((2 * n, 3))
+    local_map.add_keyframe(
+        0, t, np.eye(3, 4), patches.pyramid(scene.rgb(t)), none[:, :2], np.full(2 * n, np.inf), none
+    )
+    rho = 1 / sample(scene.depth(t), uv)
+    local_map.add_patches(0, uv, rho, 1e4 / rho**2)
+    return local_map
+
+
+def noise_of(shape: tuple[int, ...]) -> Array:
+    """Return smooth noise of about 1σ = 0.5."""
+    rough = np.random.default_rng(1).normal(0, 0.5, (shape[0] // 8, shape[1] // 8))
+    return np.asarray(cv2.resize(rough, shape[::-1], interpolation=cv2.INTER_NEAREST))
 
 
 def random_views(seed: int = 3) -> tuple[Array, Array, Array, Array]:
@@ -194,6 +233,73 @@ def test_the_models_opinion_counts_but_does_not_decide() -> None:
     contradicted = motion.update(seen, nothing - 2.0, np.full((4, 4), 0.95, np.float32))
     assert (contradicted < seen + 1).all()
     assert np.isfinite(motion.update(None, nothing, np.full((4, 4), np.nan, np.float32))).all()
+
+
+def test_the_first_frame_has_a_mask_and_the_last_one_keeps_it(walk: list[PosedFrame]) -> None:
+    scene = WALK
+    for frame in (walk[0], walk[-1]):
+        moving = scene.moving(frame.index)
+        assert (frame.motion_prob > 0.5)[moving].mean() > 0.5
+        assert (frame.motion_prob > 0.5)[~moving].mean() < 0.02
+
+
+def test_confidence_is_how_often_depth_is_right(walk: list[PosedFrame]) -> None:
+    """With real (DIS) flow, in every well-filled bin; never boastful, and modest by no more than a third."""
+    stated, right = [], []
+    for frame in walk[8:]:
+        error = np.log(frame.depth / WALK.depth(frame.index))
+        error -= np.median(error)
+        known = ~WALK.moving(frame.index)
+        stated.append(frame.confidence[known])
+        right.append(np.abs(error[known]) < 0.1)
+    confidence, hit = np.concatenate(stated), np.concatenate(right)
+    which = np.clip((confidence * 5).astype(int), 0, 4)
+    for k in range(5):
+        chosen = which == k
+        if chosen.mean() > 0.03:
+            assert -0.15 < hit[chosen].mean() - confidence[chosen].mean() < 0.35
+    shares = [hit[which == k].mean() for k in range(5) if (which == k).mean() > 0.03]
+    assert len(shares) >= 2
+    assert shares == sorted(shares)
+
+
+def test_depth_stays_within_what_the_map_shows(walk: list[PosedFrame]) -> None:
+    """Where flow says nothing, or nonsense, depth is neither at infinity nor in the lens."""
+    for frame in walk[8:]:
+        ratio = frame.depth / WALK.depth(frame.index)
+        ratio /= np.median(ratio)
+        assert ratio.max() < 15
+        assert ratio.min() > 1 / 15
+
+
+def test_a_models_depth_fills_in_at_the_maps_scale() -> None:
+    scene = Scene("walk", width=96, height=72, focal=82)
+    local_map, pose = map_of(scene, 0), np.eye(3, 4)
+    plain = guess_depth(local_map, pose, 2)
+    model = (7.0 * scene.depth(0)).astype(np.float32)
+    model[:10] = np.nan
+    blended = guess_depth(local_map, pose, 2, depth=model)
+    truth = 1 / scene.depth(0)[::2, ::2]
+    assert blended.sigma < 0.5 * plain.sigma
+    wrong = [np.abs(np.log(one.rho / truth))[6:].mean() for one in (plain, blended)]
+    assert wrong[1] < 0.3 * wrong[0]
+    assert np.isfinite(blended.rho).all()
+    liar = guess_depth(local_map, pose, 2, depth=model * np.exp(noise_of(model.shape)))
+    assert liar.sigma > 2 * blended.sigma  # its errors are read off the patches
+
+
+def test_patches_on_movers_have_no_say_in_the_guess() -> None:
+    scene = Scene("walk", width=96, height=72, focal=82)
+    local_map = map_of(scene, 0, 250)
+    u, v = local_map.uv0[local_map.host >= 0].astype(int).T
+    on_mover = np.flatnonzero(local_map.host >= 0)[scene.moving(0)[v, u]]
+    assert len(on_mover) > 2
+    local_map.rho[on_mover] *= 20
+    still = np.where(scene.moving(0)[::2, ::2], 0.0, 1.0)
+    heard, unheard = (guess_depth(local_map, np.eye(3, 4), 2, s).rho for s in (None, still))
+    inside = scene.moving(0)[::2, ::2]
+    assert np.median(heard[inside]) > 3 * np.median(unheard[inside])
+    assert np.median(unheard[inside] * scene.depth(0)[::2, ::2][inside]) < 1.5
 
 
 def test_kernels_run_without_compilation() -> None:
