@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from stream4d.commands.refine import refine_store
+from stream4d.config import ChainConfig
 from stream4d.errors import StoreError
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame
 from stream4d.pose import _kernels_offline
+from stream4d.pose.chain import PoseChain
 from stream4d.pose.global_adjustment import Problem, settle_sites, solve, square
 from stream4d.pose.offline import refine
 from stream4d.pose.sites import Seen, cam_from_world
@@ -24,6 +26,7 @@ from stream4d.store.reader import open_store
 from stream4d.store.writer import StoreWriter
 from tests import naive
 from tests.interpreted import run_without_compilation
+from tests.oracle import OracleModel
 from tests.posed import posed_frame
 from tests.synthetic import Scene
 
@@ -346,3 +349,21 @@ def test_many_keyframes_are_refined_in_turn(monkeypatch: pytest.MonkeyPatch) -> 
              for x in (truth, result.cameras.world_from_cam)]  # fmt: skip
     ratio = steps[1] / steps[0]
     assert ratio[14] == pytest.approx(np.median(ratio), rel=0.1)
+
+
+def test_pointmaps_without_flow_are_refined_too() -> None:
+    """Windows of noisy pointmaps, placed one after the other: no flow, hardly a keyframe."""
+    model = OracleModel(
+        ORBIT, gives="pointmap", depth_noise=0.1, window_scale=1.3, knows_camera=False
+    )
+    chain, frames = PoseChain(ChainConfig(), ORBIT.info(24)), []
+    session = model.session(ORBIT.info(24))
+    for window in ORBIT.windows(24, 6, 3):
+        frames += list(chain.extend(window, session.step(window)))
+    run = Recording([*frames, *chain.finish()])
+    assert all(frame.flow is None for frame in run.frames)
+    result = refine(run, calibrated=True)
+    before, after = (
+        path_error(ORBIT, x) for x in (run.world_from_cam, result.cameras.world_from_cam)
+    )
+    assert after < 0.5 * before

@@ -44,6 +44,8 @@ MAX_KEYS = 400
 """Keyframes refined at once: the system is dense. More of them are refined in turn, …"""
 HELD_KEYS = 12
 """… each run of them with so many before and after it, which are held."""
+MAX_GAP = 6
+"""Frames between keyframes at most."""
 FEW = 6
 """Observations per keyframe below which nothing is fitted: as many as a pose has unknowns."""
 
@@ -121,10 +123,24 @@ def _stretches(frames: Recorded) -> list[_Stretch]:
     edges = [0, *(np.flatnonzero(np.diff(frames.segment)) + 1).tolist(), len(frames)]
     out = []
     for first, stop in itertools.pairwise(edges):
-        keys = first + np.flatnonzero((frames.keyframe & frames.is_tracked)[first:stop])
+        keys = _keys(frames, first, stop)
         if len(keys) >= 3:
             out += _turns(first, stop, keys)
     return out
+
+
+def _keys(frames: Recorded, first: int, stop: int) -> Array:
+    """Return the run's own keyframes, and frames between them where they are rare (pointmap models mark hardly any)."""
+    tracked = np.array(frames.is_tracked)
+    own = first + np.flatnonzero((frames.keyframe & tracked)[first:stop])
+    ends = [first, *own.tolist(), stop - 1]
+    between = [
+        np.linspace(a, b, -(-(b - a) // MAX_GAP) + 1)
+        for a, b in itertools.pairwise(ends)
+        if b - a > MAX_GAP
+    ]
+    keys = np.unique(np.concatenate([own, *(steps.round().astype(np.int64) for steps in between)]))
+    return np.asarray(keys[tracked[keys]])
 
 
 def _turns(first: int, stop: int, keys: Array) -> list[_Stretch]:
