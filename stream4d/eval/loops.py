@@ -220,7 +220,7 @@ def rendered_orbit(frames: int = RENDERED_FRAMES, seed: int = 3) -> LoopClip:
 
     options = SceneOptions(
         camera_weights=(0, 0, 0, 0, 1, 0, 0), static_share=1.0, outdoor_share=0.0, fog_share=0.0,
-        camera_move=(0.008, 0.009), fov_deg=(60.0, 61.0),
+        camera_move=(0.008, 0.009), fov_deg=(60.0, 61.0), tiles=12,
     )  # fmt: skip
     batch = render_clips(seed, 1, frames, (216, 288), options=options)
     rgb = (255 * batch.rgb[0].permute(0, 2, 3, 1).clamp(0, 1)).round().byte().numpy()

@@ -32,6 +32,8 @@ NEIGHBOURS = 3
 """Other places around a candidate that must confirm it and show the scale."""
 NEIGHBOUR_STEPS = 2
 """Steps between the place and such a neighbour at most: enough for a baseline, near enough to be exact."""
+THINNED_SHARE = 1 / 12
+"""Share of the places forgotten when there are too many: to find the most crowded costs more than to forget it."""
 WORTH_IT = 0.002
 """Bend of the path, over the depth or in radians, below which the world is left in peace."""
 RADIANS = 1.0
@@ -83,7 +85,7 @@ class LoopCloser:
         place.is_live = False
         settled = [p for p in self._memory.places if not p.is_live]
         if len(settled) > MAX_PLACES:
-            self._memory.drop(self._most_alike(settled))
+            self._thin_places(settled)
         self._skeleton.thin(np.array([p.index for p in self._memory.places]))
 
     def state(self) -> State:
@@ -137,15 +139,15 @@ class LoopCloser:
         others.sort(key=lambda item: (-item[0], item[1].index))
         return [(other, relative) for _, other, relative in others[:NEIGHBOURS]]
 
-    def _most_alike(self, settled: list[Place]) -> int:
-        """Return the frame index of the place that is nearest to one before it."""
+    def _thin_places(self, settled: list[Place]) -> None:
+        """Forget, several at once, the places that are nearest to one before them."""
         nodes = np.array([self._skeleton.at(p.index) for p in settled])
-        best, chosen = np.inf, settled[-1].index
-        for i in range(1, len(nodes)):
-            nearest = float(_apart(self._skeleton, int(nodes[i]), nodes[:i]).min())
-            if nearest < best:
-                best, chosen = nearest, settled[i].index
-        return chosen
+        distance = _apart(self._skeleton, nodes)
+        distance[np.triu_indices(len(nodes))] = np.inf
+        for _ in range(max(round(THINNED_SHARE * MAX_PLACES), 1)):
+            crowded = int(distance.min(axis=1).argmin())
+            distance[crowded], distance[:, crowded] = np.inf, np.inf
+            self._memory.drop(settled[crowded].index)
 
 
 def _sighting(keyframe: KeyframeView) -> recognise.Sighting:
@@ -171,10 +173,10 @@ def _bend(moves: Array, skeleton: Skeleton) -> Array:
     return np.maximum(np.maximum(way, turn), np.abs(np.log(scale)))
 
 
-def _apart(skeleton: Skeleton, node: int, others: Array) -> Array:
-    """Return how far nodes stand from one: way over its depth, plus turn in radians."""
-    scale, R, t = transforms.decompose(skeleton.pose[node])
-    _, turned, centres = transforms.decompose(skeleton.pose[others])
-    way = np.linalg.norm(centres - t, axis=1) / (skeleton.depth[node] * scale)
-    turn = np.linalg.norm(transforms.so3_log(np.swapaxes(turned, 1, 2) @ R), axis=1)
+def _apart(skeleton: Skeleton, nodes: Array) -> Array:  # (n,) -> (n, n)
+    """Return how far nodes stand from each other: way over the column's depth, plus turn."""
+    scale, R, centre = transforms.decompose(skeleton.pose[nodes])
+    way = np.linalg.norm(centre[:, None] - centre[None], axis=-1) / (skeleton.depth[nodes] * scale)
+    flat = R.reshape(-1, 9)
+    turn = np.arccos(np.clip((flat @ flat.T - 1) / 2, -1, 1))
     return np.asarray(way + turn / RADIANS)
