@@ -23,7 +23,7 @@ KNOWN_DEPTH = 400.0
 LOOK_EVERY = 2
 """Keyframes from one that is described and searched for to the next. Neighbours show nearly the same."""
 PAUSE = 4
-"""Keyframes at least from a closed loop to the next search: what the path gains from more is little."""
+"""Keyframes at least from a measured loop to the next search: what the path gains from more is little."""
 PAUSE_SHARE = 1 / 20
 """The same as a share of the path's keyframes: a longer path costs more to bend, so it is bent less often."""
 MAX_TRIES = 2
@@ -116,10 +116,10 @@ class LoopCloser:
         poses = skeleton.close(
             place.index, keyframe.index, found.place_from_here, found.covariance, free
         )
+        self._wait = max(PAUSE, round(PAUSE_SHARE * len(skeleton)))  # refused ones cost as much
         if poses is None:
             return None
         self.closed += 1
-        self._wait = max(PAUSE, round(PAUSE_SHARE * len(skeleton)))
         moves = poses @ transforms.invert(skeleton.pose)
         bend = _bend(moves, skeleton)
         if bend[-1] < WORTH_IT:
