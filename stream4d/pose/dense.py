@@ -35,6 +35,8 @@ SIGMA_GAIN, SIGMA_FLOOR = 2.5, 0.03
 """What stated relative errors of depth are multiplied by, and their least, as measured."""
 COARSE = 4
 """Grid pixels per cell when the surroundings of movers are asked for their depth."""
+HALO = 7
+"""Grid pixels across which a mover spoils the depth around each of its pixels."""
 KNOWN_INFO = 400.0
 """Relative information of depth beyond which a pixel speaks no louder (1σ of 5 %)."""
 UNKNOWN_CONFIDENCE = 0.05
@@ -158,7 +160,9 @@ def draw(state: DenseState, guess: Guess, rgb: Array, step: int) -> tuple[Array,
     """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %."""
     moving = motion.probability(state.logit)
     rho = np.clip(state.rho, *guess.limits)
-    around = fill(np.log(rho), (1 - moving) * np.minimum(state.info * rho**2, KNOWN_INFO))
+    # flow bleeds over a mover's edge: what is close to it is no witness
+    clear = 1 - cv2.dilate(moving, np.ones((HALO, HALO)))
+    around = fill(np.log(rho), clear * np.minimum(state.info * rho**2, KNOWN_INFO))
     log_rho = (1 - moving) * np.log(rho) + moving * around
     # relative information: what counts is the error in percent
     weight = np.minimum(state.info * rho**2, 1e6) * (1 - moving) + 0.1
