@@ -143,15 +143,17 @@ class Problem:
 def solve(problem: Problem, robust_scale: float, iterations: int = ITERATIONS) -> float:
     """Lower the cost by Levenberg–Marquardt, in place; returns it.
 
-    Where there are far more sites than the cameras need, a part of them places the cameras, and one step of all
-    ends it.
+    Where there are far more sites than the cameras need, a part of them places the cameras, and the depths of all
+    follow.
     """
     if len(problem.rho) > 2 * ENOUGH * len(problem.poses):
         part = problem.thinned(len(problem.rho) // (ENOUGH * len(problem.poses)))
         solve(part, robust_scale, iterations)
         problem.cam, problem.poses, problem.map_scale = part.cam, part.poses, part.map_scale
         settle_sites(problem, robust_scale)
-        iterations = 1
+        return problem.cost(
+            problem.cam, problem.poses, problem.rho, np.array([robust_scale, MAP_SCALE])
+        )
     scales = np.array([robust_scale, MAP_SCALE])
     damping = 1e-4
     cost = problem.cost(problem.cam, problem.poses, problem.rho, scales)
