@@ -7,7 +7,7 @@ import pytest
 
 from stream4d.geometry import transforms
 from stream4d.packets import Array
-from stream4d.pose import _kernels_graph, _kernels_similarity, graph
+from stream4d.pose import _kernels_graph, _kernels_parts, _kernels_similarity, graph
 from tests import naive
 from tests.interpreted import run_without_compilation
 
@@ -66,9 +66,9 @@ def test_the_dense_solver(n: int) -> None:
     M = rng.normal(size=(n, n)) * (rng.random((n, n)) < 0.3)
     A, b = M @ M.T + np.eye(n), rng.normal(size=n)
     x = b.copy()
-    assert _kernels_graph.solve_dense(A.copy(), x)
+    assert _kernels_parts.solve_positive(A.copy(), x)
     np.testing.assert_allclose(x, np.linalg.solve(A, b), atol=1e-10)
-    assert not _kernels_graph.solve_dense(A - 1e3 * np.eye(n), b.copy())
+    assert not _kernels_parts.solve_positive(A - 1e3 * np.eye(n), b.copy())
 
 
 class Ring:

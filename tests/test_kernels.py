@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+import stream4d
 from stream4d.geometry import transforms
 from stream4d.packets import Array
 from stream4d.pose import (
@@ -322,3 +324,15 @@ def test_no_kernel_was_compiled_before_what_it_shares() -> None:
         if path.stat().st_mtime < shared.stat().st_mtime
     ]
     assert not old, f"delete {shared.parent / '__pycache__'}: compiled before {shared.name} changed"
+
+
+def test_kernels_do_without_scipy() -> None:
+    """Numba's linear algebra (``@``, ``np.dot``, ``np.linalg``) needs scipy, which a plain install does not have."""
+    found = []
+    for path in Path(stream4d.__file__).parent.rglob("_kernels*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_product = isinstance(node, ast.MatMult)
+            is_call = isinstance(node, ast.Attribute) and node.attr in {"dot", "linalg", "vdot"}
+            if is_product or is_call:
+                found.append(path.name)
+    assert not found

@@ -57,12 +57,18 @@ def rigid_residuals(
 
 
 def _fundamental(start: Array, end: Array) -> Array | None:
-    F, _ = cv2.findFundamentalMat(start, end, cv2.USAC_FAST, 0.3, 0.99, 300)
+    try:
+        F, _ = cv2.findFundamentalMat(start, end, cv2.USAC_FAST, 0.3, 0.99, 300)
+    except cv2.error:  # an assertion inside, where all its samples were degenerate
+        return None
     return None if F is None or F.shape != (3, 3) or not np.isfinite(F).all() else F
 
 
 def _homography(start: Array, end: Array) -> Array | None:
-    H, _ = cv2.findHomography(start, end, cv2.USAC_FAST, 0.6, maxIters=200, confidence=0.99)
+    try:
+        H, _ = cv2.findHomography(start, end, cv2.USAC_FAST, 0.6, maxIters=200, confidence=0.99)
+    except cv2.error:  # as above
+        return None
     if H is None or not np.isfinite(H).all() or abs(np.linalg.det(H)) < 1e-6:
         return None
     return np.asarray(H)

@@ -6,8 +6,6 @@ Similarities and tangents are those of ``_kernels_similarity``; an edge (a, b) m
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numba import njit
 
@@ -144,32 +142,3 @@ def expand_chain(solved, junction, at_junctions, x):
             for c in range(7):
                 total -= solved[i, r, c] * x[i + 1, c] + solved[i, r, 7 + c] * x[left[i], c]
             x[i, r] = total
-
-
-@njit(cache=True, nogil=True)
-def solve_dense(A, b):
-    """Overwrite b with A⁻¹ b, A symmetric positive (Cholesky by rows, in place); False where it is not positive.
-
-    Rows are long and contiguous, zeros are skipped; a library's threads would cost more than they save.
-    """
-    n = len(b)
-    for k in range(n):
-        if not A[k, k] > 0.0:
-            return False
-        pivot = 1.0 / math.sqrt(A[k, k])
-        for j in range(k, n):
-            A[k, j] *= pivot
-        for i in range(k + 1, n):
-            f = A[k, i]
-            if f != 0.0:
-                for j in range(i, n):
-                    A[i, j] -= f * A[k, j]
-    for k in range(n):
-        b[k] /= A[k, k]
-        for j in range(k + 1, n):
-            b[j] -= A[k, j] * b[k]
-    for k in range(n - 1, -1, -1):
-        for j in range(k + 1, n):
-            b[k] -= A[k, j] * b[j]
-        b[k] /= A[k, k]
-    return True

@@ -85,3 +85,33 @@ def square(info, u, v):
 @njit(cache=True, nogil=True)
 def weigh(info, u, v):
     return info[0] * u + info[1] * v, info[1] * u + info[2] * v
+
+
+@njit(cache=True, nogil=True)
+def solve_positive(A, b):
+    """Overwrite b with A⁻¹ b, A symmetric positive (Cholesky by rows, in place); False where it is not positive.
+
+    Rows are contiguous, zeros are skipped. A library's threads would cost more than they save, and numba's own
+    ``np.linalg`` needs scipy.
+    """
+    n = len(b)
+    for k in range(n):
+        if not A[k, k] > 0.0:
+            return False
+        pivot = 1.0 / math.sqrt(A[k, k])
+        for j in range(k, n):
+            A[k, j] *= pivot
+        for i in range(k + 1, n):
+            f = A[k, i]
+            if f != 0.0:
+                for j in range(i, n):
+                    A[i, j] -= f * A[k, j]
+    for k in range(n):
+        b[k] /= A[k, k]
+        for j in range(k + 1, n):
+            b[j] -= A[k, j] * b[k]
+    for k in range(n - 1, -1, -1):
+        for j in range(k + 1, n):
+            b[k] -= A[k, j] * b[j]
+        b[k] /= A[k, k]
+    return True

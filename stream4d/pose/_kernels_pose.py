@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from stream4d.pose._kernels_parts import move_pose, robust
+from stream4d.pose._kernels_parts import move_pose, robust, solve_positive
 
 
 @njit(cache=True, nogil=True)
@@ -113,7 +113,12 @@ def refine_pose(cam, dirs, centres, rho, rho_var, uv, info, pose, prior, schedul
         M = A + prior
         for i in range(6):
             M[i, i] += damping * A[i, i] + 1e-9
-        step = -np.linalg.solve(M, g + prior @ moved)
+        for i in range(6):
+            step[i] = -g[i]
+            for j in range(6):
+                step[i] -= prior[i, j] * moved[j]
+        if not solve_positive(M, step):
+            break
         before[:] = pose
         move_pose(pose, step)
         moved += step

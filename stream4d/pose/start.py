@@ -45,9 +45,12 @@ class Start:
 def two_view_pose(rays_a: Array, rays_b: Array, focal: float) -> list[Array]:
     """Return camera-b-from-a candidates (3, 4), unit translation, from normalised rays; best first."""
     a, b = rays_a[:, :2].copy(), rays_b[:, :2].copy()
-    E, inlier = cv2.findEssentialMat(
-        a, b, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.999, threshold=1.0 / focal
-    )
+    try:
+        E, inlier = cv2.findEssentialMat(
+            a, b, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.999, threshold=1.0 / focal
+        )
+    except cv2.error:  # an assertion inside, where all its samples were degenerate
+        return []
     if E is None or E.shape != (3, 3) or inlier is None or inlier.sum() < 8:
         return []
     chosen = inlier.ravel() > 0
