@@ -347,8 +347,17 @@ def test_followed_points_and_their_trails_are_recorded(
     np.testing.assert_allclose(
         points[4][2], transforms.transform_points(frame.world_from_cam, truth), rtol=1e-4
     )
-    trails = dict(rows(path, "/world/tracks/trails", "colors"))
-    assert len(trails[4]) == 3
+    in_image = dict(rows(path, "/world/camera/image/tracks/trails", "colors"))
+    assert len(in_image[4]) == 3
+
+
+def test_in_the_scene_only_what_moves_has_a_trail(tmp_path: Path, frames: list[PosedFrame]) -> None:
+    for name, motion in (("still", 0.0), ("moving", 1.0)):
+        path = tmp_path / f"{name}.rrd"
+        prob = np.full_like(frames[0].motion_prob, motion)
+        record(path, [dataclasses.replace(frame, motion_prob=prob) for frame in frames])
+        trails = dict(rows(path, "/world/tracks/trails", "colors"))
+        assert len(trails.get(4, ())) == (3 if motion else 0)
 
 
 def test_labels_are_recorded_where_a_model_gives_them(

@@ -1,4 +1,7 @@
-"""Followed points in the viewer: dots over the image, dots and trails in the scene, a colour per point."""
+"""Followed points in the viewer: dots and trails over the image and in the scene, a colour per point.
+
+In the scene only what moves has a trail: that of a still point would show how its depth wavers.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import numpy as np
 import rerun as rr
 
 from stream4d.geometry.camera import rays
+from stream4d.geometry.flow import sample
 from stream4d.packets import Array, PosedFrame
 from stream4d.viz import blueprint as names
+from stream4d.viz.cloud import MOVING_FROM
 
 TRAIL = 24
 """Frames that a trail reaches back."""
@@ -40,8 +45,10 @@ class TrackLog:
         pose = frame.world_from_cam
         points = in_cam @ pose[:3, :3].T + pose[:3, 3]
         known = np.isfinite(points).all(axis=1)
+        moves = known & (sample(frame.motion_prob, uv) >= MOVING_FROM)
         self._extend(self._in_image, number, uv, tracks.id)
-        self._extend(self._in_world, number[known], points[known], tracks.id)
+        still = number[known & ~moves]
+        self._extend(self._in_world, number[moves], points[moves], np.setdiff1d(tracks.id, still))
         color = _colors(number)
         self._rec.log(names.TRACKS, rr.Points2D(uv, colors=color, radii=DOT))
         self._rec.log(
