@@ -191,7 +191,7 @@ def test_snapshot_of_another_version_is_one_clear_error(clip: str, tmp_path: Pat
             run.stop()
     with np.load(out / "resume.npz") as file:
         entries = dict(file)
-    entries["chain.scalars"] = entries["chain.scalars"][:-1]
+    entries["chain.progress.scalars"] = entries["chain.progress.scalars"][:-1]
     np.savez(out / "resume.npz", **entries)
     before = (out / "zarr.json").read_bytes()
     with pytest.raises(StoreError, match="another version of stream4d"):
