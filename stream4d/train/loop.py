@@ -140,7 +140,8 @@ class Trainer:
                 saved = time.monotonic()
             if stopping:
                 return
-        self._judge(log)
+        if self.step % self.recipe.validate_every:  # not judged just now
+            self._judge(log)
         self.save()
 
     def learning_rate(self, step: int) -> float:
