@@ -18,7 +18,7 @@ from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame
 from stream4d.pose import _kernels_offline
 from stream4d.pose.chain import PoseChain
-from stream4d.pose.global_adjustment import Problem, settle_sites, solve, square
+from stream4d.pose.global_adjustment import Problem, settle_sites, solve
 from stream4d.pose.offline import refine
 from stream4d.pose.sites import Seen, cam_from_world
 from stream4d.store import rewrite
@@ -56,7 +56,7 @@ def problem(
         site, frame, seen_uv + noise * rng.normal(size=seen_uv.shape), info, logd,
         rng.choice([0.0, 2.0], len(site)),
     )  # fmt: skip
-    T, poses = square(truth), truth.copy()
+    T, poses = transforms.square(truth), truth.copy()
     for k in range(1, keys):
         poses[k] = naive.moved(poses[k], off * rng.normal(size=6))
     start = cam * [focal, focal, 1, 1]

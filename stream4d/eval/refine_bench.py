@@ -30,7 +30,7 @@ from stream4d.geometry import camera, transforms
 from stream4d.geometry.flow import sample
 from stream4d.models.alignment import linear_rate, pose_matrices, pose_parameters
 from stream4d.packets import Array, PosedFrame
-from stream4d.pose.global_adjustment import ITERATIONS, MAP_SCALE, Problem, solve, square
+from stream4d.pose.global_adjustment import ITERATIONS, MAP_SCALE, Problem, solve
 from stream4d.pose.offline import TIE_SHARE
 from stream4d.pose.sites import MOVING_FROM, PER_KEY, Seen, cam_from_world, read_log_depth
 from stream4d.store.reader import Store, open_store
@@ -76,11 +76,11 @@ def _problem(store: Store, sites: list[Array], parts: list[Seen]) -> Problem:
     # However many pixels a map has, its errors are alike: together they count as a keyframe's sites do.
     share = min(1.0, PER_KEY * len(store) / len(host))
     seen.logd_info[:] *= share
-    T = square(cam_from_world(store.world_from_cam))
+    T = transforms.square(cam_from_world(store.world_from_cam))
     sigma = np.array([TIE_SHARE / float(np.median(rho))] * 3 + [TIE_SHARE] * 3)
     K = np.median(store.K, axis=0)
     return Problem(
-        cam=np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]]), poses=cam_from_world(store.world_from_cam),
+        cam=camera.split_K(K), poses=cam_from_world(store.world_from_cam),
         host=host, uv=where, rho=rho.copy(), prior=rho, prior_info=info * share, seen=seen,
         start=seen.starts(len(rho)), ties=T[1:] @ transforms.invert(T[:-1]), tie_info=sigma**-2,
         focal_is_free=True,
@@ -133,7 +133,7 @@ class Reference:
         def tensor(value: Array) -> Tensor:
             return torch.tensor(value, dtype=torch.float32)
 
-        world = transforms.invert(square(problem.poses))
+        world = transforms.invert(transforms.square(problem.poses))
         parameters = pose_parameters(tensor(world[:, :3, :3]), tensor(world[:, :3, 3]))
         self.poses = parameters.requires_grad_()
         self.log_rho = tensor(np.log(problem.rho)).requires_grad_()

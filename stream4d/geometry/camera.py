@@ -22,6 +22,11 @@ def make_K(fx: float, fy: float, cx: float, cy: float) -> Array:
     return np.array([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]])
 
 
+def split_K(K: Array) -> Array:  # (3, 3) -> (4,)
+    """Return fx, fy, cx, cy: what ``make_K`` takes."""
+    return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+
+
 def centred_K(focal: float, width: int, height: int) -> Array:
     """Return intrinsics with square pixels and the principal point in the middle of the image."""
     return make_K(focal, focal, (width - 1) / 2, (height - 1) / 2)

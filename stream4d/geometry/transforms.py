@@ -73,6 +73,11 @@ def rigid(R: Array, t: Array) -> Array:  # (..., 3, 3), (..., 3) -> (..., 4, 4)
     return out
 
 
+def square(poses: Array) -> Array:  # (..., 3, 4) -> (..., 4, 4)
+    """Complete transforms by their last row."""
+    return rigid(poses[..., :3], poses[..., 3])
+
+
 def similarity(scale: Array | float, R: Array, t: Array) -> Array:  # -> (..., 4, 4)
     """Return ``x -> scale * R @ x + t`` as a 4×4 matrix."""
     return rigid(np.asarray(scale, np.float64)[..., None, None] * np.asarray(R, np.float64), t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream4d.geometry.transforms import project_to_so3
+from stream4d.geometry.transforms import project_to_so3, square
 from stream4d.packets import Array
 from stream4d.pose import mapping, measure, patches, relocalise, start, track
 from stream4d.pose.progress import Progress
@@ -69,7 +69,7 @@ def try_start(progress: Progress, record: Record) -> None:
         local_map.cam, local_map.rays[rows], record.uv[rows], record.info[rows],
         track.relative_pose(last, origin),
     )  # fmt: skip
-    pose = rotation @ np.vstack([origin, [0, 0, 0, 1]])
+    pose = rotation @ square(origin)
     # A product in which the last pose stands three times: where every frame begins anew, its rounding would triple
     # each time, and 35 frames make a singular matrix of 1e-16.
     pose[:, :3] = project_to_so3(pose[:, :3])
@@ -142,7 +142,7 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
     if not progress.focal_known:
         local_map.set_focal(begun.focal / local_map.K[0, 0])
         progress.focal_info = begun.focal_information
-    origin = np.vstack([local_map.poses[0], [0, 0, 0, 1]])
+    origin = square(local_map.poses[0])
     local_map.rho[rows], local_map.rho_info[rows] = begun.rho, begun.rho_info
     local_map.prior[rows], local_map.prior_info[rows] = begun.rho, 1e-6
     local_map.drop_patches(rows[~begun.inlier])

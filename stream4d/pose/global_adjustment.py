@@ -92,7 +92,7 @@ class Problem:
 
     def tied(self, poses: Array) -> tuple[Array, Array]:  # (K − 1, 6), (K − 1, 6, 6)
         """Return how far the relative motions have changed, and what a twist of the earlier camera does to that."""
-        T = square(poses)
+        T = transforms.square(poses)
         relative = T[1:] @ transforms.invert(T[:-1])
         change = relative @ transforms.invert(self.ties)
         r = np.concatenate([change[:, :3, 3], transforms.so3_log(change[:, :3, :3])], axis=1)
@@ -194,8 +194,3 @@ def _fit_map_scales(problem: Problem) -> None:
         mine = known & (problem.host == k)
         if mine.sum() >= MIN_SITES:
             problem.map_scale[k] = float(np.median(ratio[mine]))
-
-
-def square(poses: Array) -> Array:  # (..., 3, 4) -> (..., 4, 4)
-    """Complete rigid transforms."""
-    return transforms.rigid(poses[..., :3], poses[..., 3])

@@ -87,7 +87,7 @@ def optimise(poses: Array, edges: Edges, free: Array) -> GraphSolution:
         if scale_sq == LOOP_SCALE_SQ and np.abs(step).max() < SETTLED:
             break
     cost = _cost(chi, edges.is_loop, LOOP_SCALE_SQ)
-    return GraphSolution(moved, problem.as_matrices(current), chi, cost)
+    return GraphSolution(moved, transforms.square(current), chi, cost)
 
 
 def _largest(chi: Array, is_loop: Array) -> float:
@@ -158,12 +158,6 @@ class _Problem:
         out = poses.copy()
         for pose, xi in zip(out, step, strict=True):
             _kernels_similarity.move_similarity(pose, xi)
-        return out
-
-    def as_matrices(self, poses: Array) -> Array:
-        """Return (n, 4, 4)."""
-        out = np.tile(np.eye(4), (len(poses), 1, 1))
-        out[:, :3] = poses
         return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stream4d.geometry.transforms import square
 from stream4d.packets import Array, PosedFrame, PoseRevision
 from stream4d.pose import track, uncertainty
 from stream4d.pose.densify import densify
@@ -80,7 +81,7 @@ def revise(progress: Progress, slot: int) -> None:
     mine = np.flatnonzero(departed.reference == index)
     if not len(mine):
         return
-    reference = np.vstack([local_map.poses[slot], [0, 0, 0, 1]])
+    reference = square(local_map.poses[slot])
     departed.pose[mine] = departed.from_reference[mine] @ reference
     departed.settle(index)
     progress.revisions.append(revision_of(departed.index[mine], departed.pose[mine]))

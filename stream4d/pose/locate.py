@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stream4d.geometry.transforms import square
 from stream4d.packets import Array
 from stream4d.pose import keyframes, mapping, measure, relocalise, track
 from stream4d.pose.anchoring import RECOGNISED, begin_segment, is_cut
@@ -21,7 +22,7 @@ LOST_AFTER = 12
 def locate(progress: Progress, record: Record, previous: Record) -> None:
     """Place a frame in the map; it may become a keyframe, or be lost."""
     local_map = progress.map
-    predicted = (progress.velocity @ np.vstack([previous.pose, [0, 0, 0, 1]]))[:3]
+    predicted = (progress.velocity @ square(previous.pose))[:3]
     fit = _place(progress, record, predicted, previous.pose)
     if fit is None:
         return
@@ -34,8 +35,8 @@ def locate(progress: Progress, record: Record, previous: Record) -> None:
     record.var[outliers] = np.inf
     local_map.misses[record.rows] = np.maximum(local_map.misses[record.rows] - 0.25, 0)
     local_map.misses[outliers] += 1
-    before = np.vstack([previous.pose, [0, 0, 0, 1]])
-    progress.velocity = np.vstack([record.pose, [0, 0, 0, 1]]) @ np.linalg.inv(before)
+    before = square(previous.pose)
+    progress.velocity = square(record.pose) @ np.linalg.inv(before)
     mapping.mature(progress, record)
     if keyframes.is_needed(local_map, record, progress.size):
         mapping.make_keyframe(progress, record)

@@ -11,7 +11,7 @@ import numpy as np
 
 from stream4d.geometry import transforms
 from stream4d.packets import Array, State
-from stream4d.pose import recognise
+from stream4d.pose import patches, recognise
 from stream4d.pose.departed import MAX_DEPARTED
 from stream4d.pose.keyframe_view import Correction, KeyframeView
 from stream4d.pose.places import MAX_PLACES, Place, PlaceMemory, describe_at
@@ -157,7 +157,7 @@ def _sighting(keyframe: KeyframeView) -> recognise.Sighting:
     described, descriptors = describe_at(keyframe.grey, keyframe.uv[rows])
     rows = rows[described]
     return recognise.Sighting(
-        pyramid=recognise.pyramid_of(keyframe.grey), K=keyframe.K, uv=keyframe.uv[rows],
+        pyramid=tuple(level[None] for level in patches.levels_of(keyframe.grey)), K=keyframe.K, uv=keyframe.uv[rows],
         rho=keyframe.inverse_depth[rows], rho_var=1 / keyframe.inverse_depth_info[rows],
         descriptors=descriptors,
     )  # fmt: skip

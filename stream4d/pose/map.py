@@ -78,7 +78,7 @@ class LocalMap:
     @property
     def cam(self) -> Array:
         """(4,) fx, fy, cx, cy."""
-        return np.array([self.K[0, 0], self.K[1, 1], self.K[0, 2], self.K[1, 2]])
+        return camera.split_K(self.K)
 
     @property
     def order(self) -> Array:

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream4d.geometry import transforms
+from stream4d.geometry import camera, transforms
 from stream4d.packets import Array
-from stream4d.pose.global_adjustment import MAP_SCALE, Problem, settle_sites, solve, square
+from stream4d.pose.global_adjustment import MAP_SCALE, Problem, settle_sites, solve
 from stream4d.pose.placing import Cameras, place_frames
 from stream4d.pose.sites import (
     Recorded,
@@ -163,7 +163,7 @@ def _refine(
     old = cam_from_world(out.world_from_cam[stretch.keys])
     # A focal length that a run has not found by its middle is no better at its end; once settled here, it stays.
     K = out.K[stretch.keys[0]] if stretch.held[0] else np.median(out.K[stretch.keys], axis=0)
-    given = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+    given = camera.split_K(K)
     held = np.arange(len(sites.host)) % HELD_OUT == 0
     cam, poses, rho = given, old, sites.rho
     test = None
@@ -212,7 +212,7 @@ def _problem(
     stretch: _Stretch, sites: Sites, seen: Seen, chosen: Array, cam: Array, poses: Array, old: Array
 ) -> Problem:
     """State the problem over the chosen sites (N,) bool."""
-    T, seen, rho = square(old), seen.of(chosen), sites.rho[chosen]
+    T, seen, rho = transforms.square(old), seen.of(chosen), sites.rho[chosen]
     sigma = np.array([TIE_SHARE / float(np.median(sites.rho))] * 3 + [TIE_SHARE] * 3)
     return Problem(
         cam=cam.copy(), poses=poses.copy(), host=sites.host[chosen], uv=sites.uv[chosen],

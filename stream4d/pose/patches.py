@@ -31,7 +31,11 @@ def pyramid(rgb: Array) -> tuple[Array, ...]:
 
     Pixel i of a level lies on pixel 2 i of the level below.
     """
-    grey = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (3, 3), 0.7)
+    return levels_of(cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (3, 3), 0.7))
+
+
+def levels_of(grey: Array) -> tuple[Array, ...]:
+    """Return a grey image at full, half and quarter size."""
     levels = [np.asarray(grey)]
     for _ in range(LEVELS - 1):
         levels.append(np.asarray(cv2.pyrDown(levels[-1])))

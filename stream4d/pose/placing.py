@@ -10,7 +10,7 @@ import numpy as np
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame
 from stream4d.pose import track
-from stream4d.pose.global_adjustment import MIN_SITES, Problem, square
+from stream4d.pose.global_adjustment import MIN_SITES, Problem
 from stream4d.pose.sites import Recorded, Sites, cam_from_world, find_sites, read_log_depth
 
 
@@ -31,7 +31,7 @@ def place_frames(
     step: Callable[[], None],
 ) -> None:  # fmt: skip
     """Give every frame its pose, focal length and depth scale: keyframes as solved, the others fitted to them."""
-    new_keys = transforms.invert(square(solved.poses))
+    new_keys = transforms.invert(transforms.square(solved.poses))
     corrections = new_keys @ transforms.invert(out.world_from_cam[keys])
     old = out.world_from_cam.copy()
     for t in chosen:
@@ -76,7 +76,7 @@ def _fitted(
     )  # fmt: skip
     if fit.inliers.sum() < max(MIN_SITES, len(rows) // 2):
         return pose
-    return transforms.without_scale(transforms.invert(square(fit.pose)))
+    return transforms.without_scale(transforms.invert(transforms.square(fit.pose)))
 
 
 def _map_scale(
@@ -85,7 +85,7 @@ def _map_scale(
     """Return what the stored depth must be multiplied by to fit the sites seen in the frame."""
     if len(rows) < MIN_SITES:
         return 1.0
-    hosts = transforms.invert(square(solved.poses[sites.host[rows]]))
+    hosts = transforms.invert(transforms.square(solved.poses[sites.host[rows]]))
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
     points = (hosts[:, :3, :3] @ (rays / solved.rho[rows, None])[..., None])[..., 0] + hosts[
         :, :3, 3

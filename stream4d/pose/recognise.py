@@ -16,7 +16,6 @@ import numpy as np
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array
 from stream4d.pose import _kernels_align, _kernels_loops, patches
-from stream4d.pose.map import LEVELS
 from stream4d.pose.places import Place
 
 MAX_PATCHES = 120
@@ -73,14 +72,6 @@ class Recognition:
     """Patches that agree in the place and in each of its neighbours."""
 
 
-def pyramid_of(grey: Array) -> tuple[Array, ...]:
-    """Return the levels of one grey image, with a leading 1."""
-    levels = [grey]
-    for _ in range(LEVELS - 1):
-        levels.append(np.asarray(cv2.pyrDown(levels[-1])))
-    return tuple(level[None] for level in levels)
-
-
 def recognise(
     here: Sighting, place: Place, others: Sequence[tuple[Place, Array]]
 ) -> Recognition | None:
@@ -95,11 +86,11 @@ def recognise(
     if guess is None:
         return None
     scale = _first_scale(here, place, guess)
-    start = np.vstack([scale * guess, [0, 0, 0, 1]])
+    start = transforms.square(scale * guess)
     poses = np.stack([_rigid_view(S) for S in [np.eye(4), *(S for _, S in others)]])
     found = [
         _find(here, p.grey(), pose @ start)
-        for p, pose in zip([place, *(p for p, _ in others)], _square(poses), strict=True)
+        for p, pose in zip([place, *(p for p, _ in others)], transforms.square(poses), strict=True)
     ]
     patch = np.concatenate([rows for rows, _, _ in found])
     frame = np.repeat(np.arange(len(found)), [len(rows) for rows, _, _ in found])
@@ -108,7 +99,7 @@ def recognise(
     uv, info = (np.concatenate([part[k] for part in found]) for k in (1, 2))
     S, information, errors = np.ascontiguousarray(start[:3]), np.zeros((7, 7)), np.zeros(len(patch))
     ok = _kernels_loops.fit_similarity(
-        _cam(here.K), camera.rays(here.uv, here.K), here.rho, here.rho_var, poses, patch, frame,
+        camera.split_K(here.K), camera.rays(here.uv, here.K), here.rho, here.rho_var, poses, patch, frame,
         np.ascontiguousarray(uv), np.ascontiguousarray(info), S, SCHEDULE, errors, information,
     )  # fmt: skip
     agree = errors < INLIER_SQ
@@ -121,7 +112,7 @@ def recognise(
     depth = 1 / np.median(here.rho)
     floor = FLOOR * [depth, depth, depth, 1, 1, 1, 1]
     covariance = INFLATION * np.linalg.inv(information) + np.diag(floor**2)
-    return Recognition(np.vstack([S, [0, 0, 0, 1]]), covariance, tuple(seen.tolist()))
+    return Recognition(transforms.square(S), covariance, tuple(seen.tolist()))
 
 
 def _is_believed(seen: Array, agree: Array) -> bool:
@@ -179,9 +170,9 @@ def _find(here: Sighting, grey: Array, there_from_here: Array) -> tuple[Array, A
     H, W = grey.shape
     todo = np.flatnonzero((q[:, 2] > 1e-6) & camera.inside(predicted, H, W, BORDER_PX))
     uv, quality = np.ascontiguousarray(predicted), np.full((len(rays), 5), -1.0)
-    target = tuple(level[0] for level in pyramid_of(grey))
+    target = patches.levels_of(grey)
     _kernels_align.align_patches(
-        here.pyramid, target, todo, _cam(here.K), here.uv, rays, here.rho, np.zeros(len(rays), np.int64),
+        here.pyramid, target, todo, camera.split_K(here.K), here.uv, rays, here.rho, np.zeros(len(rays), np.int64),
         np.eye(3, 4)[None], view, uv, quality,
     )  # fmt: skip
     moved = np.hypot(*(uv - predicted).T)
@@ -193,13 +184,3 @@ def _rigid_view(S: Array) -> Array:
     """Return (3, 4) [R | t / scale]: the camera that sees what the similarity shows it, in the source's unit."""
     scale, R, t = transforms.decompose(S)
     return np.ascontiguousarray(np.hstack([R, (t / scale)[:, None]]))
-
-
-def _square(poses: Array) -> Array:
-    out = np.tile(np.eye(4), (len(poses), 1, 1))
-    out[:, :3] = poses
-    return out
-
-
-def _cam(K: Array) -> Array:
-    return np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream4d.geometry.transforms import project_to_so3, rigid
+from stream4d.geometry.transforms import project_to_so3, rigid, square
 from stream4d.packets import Array, Frame
 from stream4d.pose import patches
 from stream4d.pose.dense import Maps
@@ -79,8 +79,8 @@ class Record:
         self.pose, self.is_tracked = np.array(pose[:3]), tracked
         slot = local_map.newest
         self.reference = int(local_map.frame_index[slot])
-        reference = np.vstack([local_map.poses[slot], [0, 0, 0, 1]])
-        self.from_reference = np.vstack([self.pose, [0, 0, 0, 1]]) @ np.linalg.inv(reference)
+        reference = square(local_map.poses[slot])
+        self.from_reference = square(self.pose) @ np.linalg.inv(reference)
 
     def see_own(self, rows: Array, uv: Array) -> None:
         """See patches where they were just chosen in this very frame."""
@@ -97,9 +97,7 @@ def relative(record: Record, local_map: LocalMap) -> Array:
     slot = local_map.slot_of(record.reference)
     if slot < 0:
         return record.pose
-    return np.asarray(
-        (record.from_reference @ np.vstack([local_map.poses[slot], [0, 0, 0, 1]]))[:3]
-    )
+    return np.asarray((record.from_reference @ square(local_map.poses[slot]))[:3])
 
 
 def to_world_from_cam(pose: Array) -> Array:

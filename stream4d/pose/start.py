@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from stream4d.geometry import camera
 from stream4d.packets import Array
 from stream4d.pose import refine
 
@@ -131,7 +132,7 @@ def _bundle(
     rho /= middle
     patch, frame = np.nonzero((info[..., 0] > 0).T)
     obs = refine.Observations(patch, frame + 1, uv[frame, patch], info[frame, patch])
-    cam = np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]])
+    cam = camera.split_K(K)
     rho_info = np.zeros(n)
     ready = rays.copy()
     typical = 0.85 * size
