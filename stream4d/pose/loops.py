@@ -11,10 +11,10 @@ import numpy as np
 
 from stream4d.geometry import transforms
 from stream4d.packets import Array, State
-from stream4d.pose import patches, recognise
+from stream4d.pose import descriptors, patches, recognise
 from stream4d.pose.departed import MAX_DEPARTED
 from stream4d.pose.keyframe_view import Correction, KeyframeView
-from stream4d.pose.places import MAX_PLACES, Place, PlaceMemory, describe_at
+from stream4d.pose.places import MAX_PLACES, Place, PlaceMemory
 from stream4d.pose.skeleton import Skeleton
 from stream4d.pose.state import nested, part
 
@@ -154,12 +154,12 @@ def _sighting(keyframe: KeyframeView) -> recognise.Sighting:
     information = keyframe.inverse_depth_info * keyframe.inverse_depth**2
     rows = np.flatnonzero(information > KNOWN_DEPTH)
     rows = rows[np.argsort(-information[rows], kind="stable")[: recognise.MAX_PATCHES]]
-    described, descriptors = describe_at(keyframe.grey, keyframe.uv[rows])
+    described, bits = descriptors.describe_at(keyframe.grey, keyframe.uv[rows])
     rows = rows[described]
     return recognise.Sighting(
         pyramid=tuple(level[None] for level in patches.levels_of(keyframe.grey)), K=keyframe.K, uv=keyframe.uv[rows],
         rho=keyframe.inverse_depth[rows], rho_var=1 / keyframe.inverse_depth_info[rows],
-        descriptors=descriptors,
+        descriptors=bits,
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 
 from stream4d.packets import Array, State
+from stream4d.pose import descriptors
 
-FEATURES = 300
+CORNERS = 300
 WORDS = 1024
 NEW_WORD_BITS = 56
 """Bits of 256 from the nearest word from which a descriptor is a word of its own."""
@@ -26,10 +27,6 @@ JPEG_QUALITY = 95
 """A place's image is kept as about 20 kB; what is lost is below the camera's own noise."""
 SEEN_AGAIN = 0.35
 """Share of the likeness between neighbouring keyframes from which a place may be the same."""
-PATCH_PX = 31.0
-"""Diameter of the area that an ORB descriptor looks at."""
-MIN_SIDE = 64
-"""Images smaller than this have no room for descriptors."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,12 +72,14 @@ class PlaceMemory:
 
         One that is not described cannot be searched for; it serves as a neighbour.
         """
-        points, descriptors = describe(grey, uv) if described else _NOTHING
+        points, bits = descriptors.NOTHING
+        if described:
+            points, bits = descriptors.describe(grey, uv, CORNERS)
         _, jpeg = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        words = self._read(descriptors)
+        words = self._read(bits)
         place = Place(
             index, True, np.asarray(jpeg).ravel(), np.zeros((0, 2), np.float32), np.zeros(0),
-            points, descriptors, words,
+            points, bits, words,
         )  # fmt: skip
         self.places.append(place)
         return place
@@ -147,37 +146,6 @@ class PlaceMemory:
         bags /= np.maximum(np.linalg.norm(bags, axis=1, keepdims=True), 1e-9)
         own = next(i for i, p in enumerate(known) if p is query)
         return {p.index: float(s) for p, s in zip(known, bags @ bags[own], strict=True)}
-
-
-_NOTHING = np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
-
-
-def describe(grey: Array, uv: Array) -> tuple[Array, Array]:
-    """Return pixels (m, 2) and ORB descriptors (m, 32), upright, of corners and of the pixels ``uv``."""
-    if min(grey.shape) < MIN_SIDE:
-        return _NOTHING
-    orb = cv2.ORB.create(FEATURES)
-    points = list(orb.detect(grey, None))
-    for point in points:
-        point.angle = 0.0  # video seldom turns upside down
-    points += [cv2.KeyPoint(float(u), float(v), PATCH_PX, 0.0) for u, v in uv]
-    kept, descriptors = orb.compute(grey, points)
-    if descriptors is None:
-        return _NOTHING
-    return np.array([p.pt for p in kept], np.float32), np.asarray(descriptors)
-
-
-def describe_at(grey: Array, uv: Array) -> tuple[Array, Array]:
-    """Return which of the pixels ``uv`` can be described, and their ORB descriptors."""
-    if min(grey.shape) < MIN_SIDE or not len(uv):
-        return np.zeros(0, np.int64), np.zeros((0, 32), np.uint8)
-    points = [
-        cv2.KeyPoint(float(u), float(v), PATCH_PX, 0.0, 0.0, 0, i) for i, (u, v) in enumerate(uv)
-    ]
-    kept, descriptors = cv2.ORB.create(FEATURES).compute(grey, points)
-    if descriptors is None:
-        return np.zeros(0, np.int64), np.zeros((0, 32), np.uint8)
-    return np.array([p.class_id for p in kept]), np.asarray(descriptors)
 
 
 def _nearest(descriptors: Array, words: Array) -> tuple[Array, Array]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array
-from stream4d.pose import _kernels_align, _kernels_loops, patches
+from stream4d.pose import _kernels_align, _kernels_loops, descriptors, patches, resection
 from stream4d.pose.places import Place
 
 MAX_PATCHES = 120
@@ -23,7 +22,7 @@ MIN_MATCHES = 12
 MIN_POSE_INLIERS = 10
 RATIO = 0.85
 """Lowe's test: the best match must be this much nearer than the second best."""
-RANSAC_PX = 0.01
+RANSAC_SHARE = 0.01
 """Error of an inlier of the first pose, over the long side."""
 ROOM_PX = 8.0
 """How far from the first pose's prediction a patch may be found."""
@@ -126,22 +125,16 @@ def _is_believed(seen: Array, agree: Array) -> bool:
 
 def _first_pose(here: Sighting, place: Place) -> Array | None:
     """Return (3, 4) place-from-here in the keyframe's unit, by descriptors and P3P."""
-    if len(here.descriptors) < MIN_MATCHES or len(place.descriptors) < MIN_MATCHES:
+    pairs = descriptors.match(here.descriptors, place.descriptors, RATIO)
+    if len(pairs) < MIN_MATCHES:
         return None
-    pairs = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(here.descriptors, place.descriptors, k=2)
-    good = [m[0] for m in pairs if len(m) == 2 and m[0].distance < RATIO * m[1].distance]
-    if len(good) < MIN_MATCHES:
-        return None
-    rows = np.array([m.queryIdx for m in good])
+    rows = pairs[:, 0]
     points = camera.rays(here.uv[rows], here.K) / here.rho[rows, None]
-    uv = place.points[[m.trainIdx for m in good]].astype(np.float64)
-    ok, rotation, translation, inliers = cv2.solvePnPRansac(
-        points, uv, here.K, None, iterationsCount=200, confidence=0.999, flags=cv2.SOLVEPNP_AP3P,
-        reprojectionError=max(RANSAC_PX * max(here.pyramid[0].shape), 2.0),
-    )  # fmt: skip
-    if not ok or inliers is None or len(inliers) < MIN_POSE_INLIERS:
-        return None
-    return np.hstack([cv2.Rodrigues(rotation)[0], np.asarray(translation).reshape(3, 1)])
+    error_px = max(RANSAC_SHARE * max(here.pyramid[0].shape), 2.0)
+    found = resection.resect(
+        points, place.points[pairs[:, 1]].astype(np.float64), here.K, error_px=error_px
+    )
+    return found.pose if found is not None and found.inliers.sum() >= MIN_POSE_INLIERS else None
 
 
 def _first_scale(here: Sighting, place: Place, pose: Array) -> float:

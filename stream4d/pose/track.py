@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels_pose
+from stream4d.pose import _kernels_pose, resection
 from stream4d.pose.map import LocalMap
 
 INLIER_SQ = 9.0
 """Squared error in σ² below which a patch fits (3σ)."""
 NORMAL_SCALE = 9.0
 """Geman–McClure scale, σ², at the end of every annealing."""
+RESECTION_PX = 3.0
+"""Error of an inlier of a pose that was not guessed: flow's, in a map just begun."""
 COLD = np.array([2000.0, 2000.0, 500.0, 500.0, 120.0, 120.0, 30.0, 30.0, 9.0, 9.0, 9.0, 9.0])
 """Annealing from a guess that may be several pixels off (graduated non-convexity)."""
 WARM = np.array([60.0, 60.0, 20.0, 9.0, 9.0, 9.0])
@@ -84,14 +85,8 @@ def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, info: Arr
         return None
     directions, centres = local_map.world_rays(rows[known])
     points = centres + directions / local_map.rho[rows[known], None]
-    ok, rotation, translation, _ = cv2.solvePnPRansac(
-        points, uv[known], local_map.K, None, iterationsCount=200, reprojectionError=3.0,
-        confidence=0.999, flags=cv2.SOLVEPNP_AP3P,
-    )  # fmt: skip
-    if not ok:
-        return None
-    start = np.hstack([cv2.Rodrigues(rotation)[0], translation.reshape(3, 1)])
-    return fit_pose(local_map, rows, uv, info, start)
+    found = resection.resect(points, uv[known], local_map.K, error_px=RESECTION_PX)
+    return None if found is None else fit_pose(local_map, rows, uv, info, found.pose)
 
 
 def rotation_between(
