@@ -301,8 +301,8 @@ def test_ctrl_c_while_writing_leaves_the_store(
 
     monkeypatch.setattr(rewrite, stage, interrupt)
     rows = {"world_from_cam": np.zeros((4, 4, 4))}
-    with pytest.raises(KeyboardInterrupt):
-        rewrite.rewrite(path, None, rows, {})
+    with pytest.raises(KeyboardInterrupt), rewrite.Rewrite(path) as new:
+        new.write(rows, {})
     assert listing(path) == before
     assert os.listdir(tmp_path) == ["a.zarr"]
 

@@ -184,17 +184,15 @@ def test_stopping_before_the_first_window_leaves_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
 def test_two_runs_do_not_write_one_store(tmp_path: Path, uninterrupted: Path) -> None:
     path = tmp_path / "a.zarr"
     run_until(path, 30)
     with toy_writer(path, resume=True) as first:
-        with pytest.raises(StoreError, match="another process"), toy_writer(path, resume=True):
+        with pytest.raises(StoreError, match="being written"), toy_writer(path, resume=True):
             pass
         first.leave_unfinished()
     run(path, 150, resume=True)
     assert_equal_stores(path, uninterrupted)
-    assert not (path / ".writing").exists()
 
 
 def test_resume_point_is_the_last_snapshot(tmp_path: Path) -> None:

@@ -40,25 +40,25 @@ def refine_store(
     """Refine the store at ``path`` into ``out``, or in place.
 
     Raises:
-        StoreError: it is unfinished or holds no images, or ``out`` is taken.
+        StoreError: it is unfinished or holds no images, ``out`` is taken, or another process writes one of them.
     """
     from stream4d.pose.offline import refine
     from stream4d.store.reader import open_store
-    from stream4d.store.rewrite import check_rewritable, rewrite
+    from stream4d.store.rewrite import Rewrite
 
-    check_rewritable(path, out, overwrite=overwrite)
-    store = open_store(path)
-    if len(store):
-        _ = store[0]  # a store without images says so at once
-    with _Bar(quiet) as bar:
-        result = refine(store, calibrated=_is_calibrated(store), on_step=bar.show)
-    if result.is_better or out is not None:
-        rows = {
-            "world_from_cam": result.cameras.world_from_cam,
-            "K": result.cameras.K,
-            "depth_scale": store.depth_scale * result.cameras.depth_scale,
-        }
-        rewrite(path, out, rows, {"refined": _record(result)}, overwrite=overwrite)
+    with Rewrite(path, out, overwrite=overwrite) as rewrite:
+        store = open_store(path)
+        if len(store):
+            _ = store[0]  # a store without images says so at once
+        with _Bar(quiet) as bar:
+            result = refine(store, calibrated=_is_calibrated(store), on_step=bar.show)
+        if result.is_better or out is not None:
+            rows = {
+                "world_from_cam": result.cameras.world_from_cam,
+                "K": result.cameras.K,
+                "depth_scale": store.depth_scale * result.cameras.depth_scale,
+            }
+            rewrite.write(rows, {"refined": _record(result)})
     if not quiet:
         for line in _report(result, Path(out or path)):
             logs.show(line)

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,67 +19,87 @@ from stream4d.store.integrity import check_intact
 from stream4d.store.metadata import read_attributes, read_root
 from stream4d.store.schema import BY_NAME
 from stream4d.store.target import (
+    check_nobody_writes,
     fresh_folder,
     has_store_to_resume,
-    lock,
     move_into_place,
-    remove_lock,
+    only_writer,
 )
 
 
-def check_rewritable(source: str | Path, target: str | Path | None, *, overwrite: bool) -> None:
-    """Raise before the work rather than after it.
+class Rewrite:
+    """A claim on a finished store and the place of its new version, for as long as the ``with`` block.
+
+    Entering raises before the work what would stop it at its end; nobody else writes either place meanwhile.
+
+    Args:
+        source: the store to read.
+        target: where the new version goes; None replaces the store itself.
+        overwrite: replace a store at ``target``.
 
     Raises:
-        StoreError: the source is unfinished, damaged or remote, or the target is taken.
+        StoreError: on entering; the source is unfinished, damaged or remote, the target is taken, or another
+            process writes one of them.
     """
-    if "://" in str(source) or "://" in str(target):
-        raise StoreError(f"stores are rewritten in local folders: copy {source} here first")
-    path = Path(source).absolute()
-    root = read_root(path)
-    if not read_attributes(root, path)["complete"]:
-        raise StoreError(f"{path} is unfinished: give the same run --resume to finish it first")
-    check_intact(path, root)
-    if target is not None and Path(target).absolute() != path:
-        has_store_to_resume(Path(target).absolute(), overwrite=overwrite, resume=False)
 
+    def __init__(
+        self, source: str | Path, target: str | Path | None = None, *, overwrite: bool = False
+    ) -> None:
+        if "://" in str(source) or "://" in str(target):
+            raise StoreError(f"stores are rewritten in local folders: copy {source} here first")
+        self._path = Path(source).absolute()
+        self._to = self._path if target is None else Path(target).absolute()
+        self._overwrite = overwrite
+        self._claims = ExitStack()
 
-def rewrite(
-    source: str | Path,
-    target: str | Path | None,
-    rows: Mapping[str, Array],
-    attributes: Mapping[str, Any],
-    *,
-    overwrite: bool = False,
-) -> None:
-    """Write ``source`` with whole arrays of rows replaced; ``target`` None replaces the store itself.
+    def __enter__(self) -> Self:
+        with ExitStack() as claims:
+            check_nobody_writes(self._path)
+            self._root = read_root(self._path)
+            if not read_attributes(self._root, self._path)["complete"]:
+                raise StoreError(
+                    f"{self._path} is unfinished: give the same run --resume to finish it first"
+                )
+            check_intact(self._path, self._root)
+            if self._to != self._path:
+                has_store_to_resume(self._to, overwrite=self._overwrite, resume=False)
+            try:
+                claims.enter_context(only_writer(self._to))
+            except OSError as error:
+                raise StoreError(f"cannot write {self._to}: {error.strerror}") from None
+            self._claims = claims.pop_all()
+        return self
 
-    The new store is made in a hidden folder and takes its name when it is whole: whatever happens before that,
-    Ctrl-C included, leaves both places as they were.
+    def __exit__(self, *_: object) -> None:
+        self._claims.close()
 
-    Raises:
-        StoreError: see ``check_rewritable``; or the disk is full.
-    """
-    check_rewritable(source, target, overwrite=overwrite)
-    path = Path(source).absolute()
-    to = path if target is None else Path(target).absolute()
-    root = read_root(path)
-    root["attributes"] |= attributes
-    folder = fresh_folder(to)
-    try:
-        with lock(folder):
+    def write(self, rows: Mapping[str, Array], attributes: Mapping[str, Any]) -> None:
+        """Write the store with whole arrays of rows replaced, and with these root attributes more.
+
+        The new store is made in a hidden folder and takes its name when it is whole: whatever happens before that,
+        Ctrl-C included, leaves both places as they were.
+
+        Raises:
+            StoreError: the disk is full, or the source is no longer the store that was read.
+        """
+        if read_root(self._path) != self._root:
+            raise StoreError(f"{self._path} was replaced meanwhile: start again")
+        root = {**self._root, "attributes": {**self._root["attributes"], **attributes}}
+        folder = fresh_folder(self._to)
+        try:
             # The old store goes when the new one takes its place, so that they may share the large files.
-            _copy(path, folder, os.link if to == path else shutil.copyfile)
+            _copy(self._path, folder, os.link if self._to == self._path else shutil.copyfile)
             frames = np.arange(root["attributes"]["committed"])
             for name, values in rows.items():
                 RowFile(folder / name, BY_NAME[name], len(frames)).put(frames, values)
             replace_file(folder / "zarr.json", json.dumps(root).encode())
-        remove_lock(folder)
-        move_into_place(folder, to)
-    except OSError as error:
-        raise StoreError(f"cannot write {to}: {error.strerror}; {path} is as it was") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            move_into_place(folder, self._to)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self._to}: {error.strerror}; {self._path} is as it was"
+            ) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy(source: Path, folder: Path, share: Callable[[str, str], Any]) -> None:

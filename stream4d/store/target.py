@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
+from stream4d.claim import claim
 from stream4d.errors import StoreError
-from stream4d.store.metadata import read_attributes, read_root
+from stream4d.store.metadata import check_resumable, read_attributes, read_root
 
-_LOCK_NAME = ".writing"
+
+def only_writer(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Be the only one who writes the store at ``path``, or replaces it, until the ``with`` block ends.
+
+    Raises:
+        StoreError: another process does.
+        OSError: the folder around it cannot be written.
+    """
+    home = path.resolve()
+    return claim(home.with_name(f".{home.name}.lock"), path, StoreError)
 
 
 def has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
@@ -25,6 +36,8 @@ def has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
             raise StoreError(
                 f"the folder {path.parent} does not exist: create it, or choose another --out"
             )
+        if not os.access(path.parent, os.W_OK):
+            raise StoreError(f"the folder {path.parent} cannot be written: choose another --out")
         return False
     attributes = read_attributes(read_root(path), path)  # refuses what is not a stream4d store
     if not overwrite and not resume:
@@ -33,11 +46,34 @@ def has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
     return resume
 
 
+def begins_anew(
+    path: Path, attributes: Mapping[str, Any], *, overwrite: bool, resume: bool
+) -> bool:
+    """Tell whether a run with these root attributes begins a new store, or goes on with the one there.
+
+    Raises:
+        StoreError: what is there must not be touched, or was begun otherwise.
+    """
+    if not has_store_to_resume(path, overwrite=overwrite, resume=resume):
+        return True
+    check_resumable(path, attributes)
+    return False
+
+
+def check_nobody_writes(path: Path) -> None:
+    """Raise now rather than when writing begins: what comes between, such as loading a model, may take minutes.
+
+    Raises:
+        StoreError: another process writes there.
+    """
+    with contextlib.suppress(OSError), only_writer(path):
+        pass  # a folder that cannot be written is told of by those who look at it
+
+
 def fresh_folder(path: Path) -> Path:
     """Make the hidden folder beside ``path`` that becomes the store at the first commit."""
     folder = path.with_name(f".{path.name}.partial")
-    if folder.exists():  # left by a run that was killed, unless one is at it
-        lock(folder).close()
+    if folder.exists():  # left by a run that was killed
         shutil.rmtree(folder)
     folder.mkdir()
     return folder
@@ -61,28 +97,3 @@ def write_failure(path: Path, error: BaseException, committed: int) -> str:
     reason = getattr(error, "strerror", None) or str(error)
     kept = f"; {committed} frames are safe, --resume goes on from there" if committed else ""
     return f"cannot write {path}: {reason}{kept}"
-
-
-def lock(folder: Path) -> BinaryIO:
-    """Claim a store folder for this process until the file returned is closed, or the process dies.
-
-    Raises:
-        StoreError: another process is writing there.
-    """
-    file = (folder / _LOCK_NAME).open("wb")
-    if sys.platform != "win32":
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise StoreError(
-                f"another process is writing {folder}: wait for it, or stop it"
-            ) from None
-    return file
-
-
-def remove_lock(folder: Path) -> None:
-    """Take the lock file out of a finished store."""
-    (folder / _LOCK_NAME).unlink(missing_ok=True)

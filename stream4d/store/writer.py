@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -20,7 +22,6 @@ from stream4d.store.encode import depth_scale_for
 from stream4d.store.files import replace_file
 from stream4d.store.integrity import check_intact
 from stream4d.store.metadata import (
-    check_resumable,
     read_attributes,
     read_root,
     root_document,
@@ -28,11 +29,11 @@ from stream4d.store.metadata import (
 )
 from stream4d.store.resume import ResumePoint, load_snapshot, remove_snapshot, save_snapshot
 from stream4d.store.target import (
+    begins_anew,
+    check_nobody_writes,
     fresh_folder,
-    has_store_to_resume,
-    lock,
     move_into_place,
-    remove_lock,
+    only_writer,
     write_failure,
 )
 
@@ -60,7 +61,8 @@ class StoreWriter:
         resume: go on with an unfinished store; starts afresh where there is none.
 
     Raises:
-        StoreError: the target exists, cannot be written, or does not fit what is to be resumed.
+        StoreError: the target exists, is being written by another process, cannot be written, or does not fit
+            what is to be resumed.
     """
 
     def __init__(
@@ -89,9 +91,12 @@ class StoreWriter:
         self._arrays = ArraySet(self._settings, info.height, info.width, tracks=tracks)
         self._attributes = store_attributes(info, config, card)
         self._folder = self.path
-        self._is_new = not has_store_to_resume(self.path, overwrite=overwrite, resume=resume)
-        if not self._is_new:
-            check_resumable(self.path, self._attributes)
+        self._begins_anew = functools.partial(
+            begins_anew, self.path, self._attributes, overwrite=overwrite, resume=resume
+        )
+        check_nobody_writes(self.path)
+        self._begins_anew()
+        self._claim = ExitStack()
         self._committed = 0
         self._next = 0
         self._seen = 0
@@ -99,7 +104,6 @@ class StoreWriter:
         self._revisions_to_skip = 0
         self._pending: list[Pending] = []
         self._revisions: list[PoseRevision] = []
-        self._lock: BinaryIO | None = None
         self._is_broken = False
         self._stays_unfinished = False
 
@@ -114,10 +118,10 @@ class StoreWriter:
 
     def __enter__(self) -> Self:
         try:
-            if self._is_new:
+            self._claim.enter_context(only_writer(self.path))
+            if self._begins_anew():  # asked again: another run may have come and gone meanwhile
                 self._folder = fresh_folder(self.path)
-            self._lock = lock(self._folder)
-            if not self._is_new:
+            else:
                 self._pick_up()
             self._open_files()
         except (OSError, ValueError) as error:
@@ -145,10 +149,9 @@ class StoreWriter:
     def _release(self) -> None:
         """Let go of all files; a store that never got its name goes too."""
         self._arrays.close()
-        if self._lock is not None:
-            self._lock.close()
-            if self._folder != self.path:
-                shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder != self.path:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._claim.close()
 
     def write(self, frame: PosedFrame) -> None:
         """Take one frame; it is safe after the next ``commit``. Frames that are safe already are passed over.
@@ -294,7 +297,6 @@ class StoreWriter:
                 self._attributes["complete"] = True
                 self._write_root()
                 remove_snapshot(self.path)
-                remove_lock(self.path)
         except (OSError, ValueError) as error:
             raise StoreError(write_failure(self.path, error, self._committed)) from None
 

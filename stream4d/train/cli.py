@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stream4d.train.recipe import Recipe
 
 EXAMPLES = """examples:
   stream4d train configs/train/smoke.yaml --out runs/smoke       does training run here? (a minute)
@@ -40,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from stream4d import logs
     from stream4d.errors import TrainingError
-    from stream4d.interrupt import first_ctrl_c
 
     if args.validate is not None:
         return _validate(args)
@@ -57,12 +62,19 @@ def run(args: argparse.Namespace) -> int:
         raise TrainingError("give a recipe, for example: stream4d train configs/train/cpu.yaml")
     if args.steps is not None and args.steps < 1:
         raise TrainingError(f"--steps must be at least 1, got {args.steps}")
-    from stream4d.train.loop import Trainer
     from stream4d.train.recipe import load_recipe
 
-    trainer = Trainer(
-        load_recipe(args.recipe), args.out, device=_device(args.device), resume=args.resume
-    )
+    recipe = load_recipe(args.recipe)
+    with _only_trainer(Path(args.out)):
+        return _train(recipe, args)
+
+
+def _train(recipe: Recipe, args: argparse.Namespace) -> int:
+    from stream4d import logs
+    from stream4d.interrupt import first_ctrl_c
+    from stream4d.train.loop import Trainer
+
+    trainer = Trainer(recipe, args.out, device=_device(args.device), resume=args.resume)
     left = trainer.recipe.steps - trainer.step
     total = trainer.step + min(left, args.steps or left)
     progress = logs.Progress(
@@ -75,10 +87,28 @@ def run(args: argparse.Namespace) -> int:
     return 0 if trainer.step >= total else 130
 
 
+@contextlib.contextmanager
+def _only_trainer(out: Path) -> Iterator[None]:
+    """Claim the folder of a run; of several processes under torchrun the first does it for all.
+
+    Raises:
+        TrainingError: another process trains there, or the folder cannot be written.
+    """
+    from stream4d.claim import claim
+    from stream4d.errors import TrainingError
+
+    with contextlib.ExitStack() as stack:
+        if int(os.environ.get("RANK", 0)) == 0:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(claim(out / ".lock", out, TrainingError))
+            except OSError as error:
+                raise TrainingError(f"cannot write to {out}: {error.strerror}") from None
+        yield
+
+
 def _device(name: str) -> str:
     """Under torchrun each process takes the GPU of its local rank."""
-    import os
-
     return (
         f"cuda:{os.environ['LOCAL_RANK']}"
         if name == "cuda" and "LOCAL_RANK" in os.environ
