@@ -118,6 +118,21 @@ def test_details_have_a_table_of_their_own() -> None:
     assert "| b |" not in table
 
 
+def test_stated_uncertainty_has_a_table_by_levels() -> None:
+    results = run(a={}, b={})
+    results["details"]["a"] |= {
+        "position_in_sigma": [None] * 3,
+        "rotation_in_sigma": [0.5, 0.75, 1.0],
+    }
+    results["details"]["b"] |= {
+        "position_in_sigma": [0.25, 0.5, 1.0],
+        "rotation_in_sigma": [0.25] * 3,
+    }
+    page = results_page([results], "a machine", "a command")
+    assert "| a | – | – | – | 0.50 | 0.75 | 1.00 |" in page
+    assert "| mean | 0.25 | 0.50 | 1.00 | 0.38 | 0.50 | 0.62 |" in page
+
+
 def test_clips_are_found_by_their_ground_truth(tmp_path: Path) -> None:
     for name in ("with", "without"):
         for i in range(2):

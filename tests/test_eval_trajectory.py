@@ -14,6 +14,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from stream4d.errors import EvaluationError
+from stream4d.eval.coverage import share_within
 from stream4d.eval.geodesy import from_enu, geodesic_m, to_enu
 from stream4d.eval.kitti import kitti_drift
 from stream4d.eval.trajectory import (
@@ -176,8 +177,9 @@ def test_coverage_of_gaussian_errors(stated: float, expected: float) -> None:
         timestamps_s=truth.timestamps_s, world_from_cam=poses, covariance=covariance
     )
     score = score_trajectory(move(estimate, 0.1), truth)
-    assert score.position_in_1sigma == pytest.approx(expected, abs=0.03)
-    assert score.rotation_in_1sigma == pytest.approx(expected, abs=0.03)
+    assert score.coverage is not None
+    assert share_within(score.coverage.position) == pytest.approx(expected, abs=0.03)
+    assert share_within(score.coverage.rotation) == pytest.approx(expected, abs=0.03)
     assert score.in_1sigma == pytest.approx(expected, abs=0.03)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stream4d.eval.coverage import LEVELS, pooled
 from stream4d.eval.peers import BENCHMARK_ATE, BENCHMARKS, PEERS, Peer
 from stream4d.eval.report import COLUMNS, cells, failed, markdown_table
 from stream4d.eval.runner import mean_row
@@ -50,7 +51,9 @@ NOTES = """\
 - **frames** `a/b`: b frames came out, a of them were tracked (the pose was measured, not predicted) in the longest
   segment. A failed sequence has no figures and is counted.
 - **in 1σ**: share of position and rotation components whose error is within the stated standard deviation (0.68 is
-  honest; more is too modest, less is boastful).
+  honest; more is too modest, less is boastful). Covariances are stated in the world that the first frame defines, so
+  errors are measured there: truth is moved onto the first thirtieth of the poses and scaled as for ATE, not fitted to
+  the whole path, which would shrink the errors at its end and put some at its beginning (`eval/coverage.py`).
 - **AbsRel, δ<1.25**: depth after one median scale per sequence, all pixels with ground truth, at its resolution.
 - **J, F**: intersection over union and boundary F of moving pixels (DAVIS). The `davis_*` ground truth marks only the
   salient object, so that other true movers count as errors. **static**: share of pixels not masked as moving.
@@ -106,9 +109,32 @@ def _model_section(run: dict[str, Any]) -> str:
             shown = {**run, "sequences": relevant, "mean": mean_row(relevant)}
             heading, lines = cells(shown, keys)
             parts += [f"### {title}", markdown_table(heading, lines)]
+    parts += _reliability_table(run)
     parts += _more_table(run)
     reasons = [f"- `{name}` failed: {reason}" for name, reason in failed(run)]
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
+
+
+def _reliability_table(run: dict[str, Any]) -> list[str]:
+    """Return the table of errors within 1σ, 2σ and 3σ as stated, position and rotation apart."""
+    shares = {
+        name: [*details["position_in_sigma"], *details["rotation_in_sigma"]]
+        for name, details in run["details"].items()
+        if details.get("position_in_sigma") is not None
+    }
+    if not shares:
+        return []
+    shares["mean"] = pooled(list(shares.values()))
+    heading = [f"{part} in {level}σ" for part in ("position", "rotation") for level in LEVELS]
+    lines = [
+        [name, *("–" if value is None else f"{value:.2f}" for value in values)]
+        for name, values in shares.items()
+    ]
+    return [
+        "### Stated uncertainty of poses",
+        "An honest Gaussian holds 0.68, 0.95 and 1.00. A clip's errors are one walk: the mean says more than a line.",
+        markdown_table(["sequence", *heading], lines),
+    ]
 
 
 def _more_table(run: dict[str, Any]) -> list[str]:

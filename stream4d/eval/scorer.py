@@ -13,6 +13,7 @@ import numpy as np
 
 from stream4d.errors import EvaluationError
 from stream4d.eval.calibration import CONFIDENT_WITHIN, focal_error_percent, reliability
+from stream4d.eval.coverage import shares
 from stream4d.eval.depth import DepthSample, DepthScore, score_depth
 from stream4d.eval.flow import FlowScorer, dis_flow
 from stream4d.eval.flow_tracks import FlowTracks
@@ -231,8 +232,7 @@ class SequenceScorer:
             rpe_trans_se3_m=score.rpe_trans_se3_m,
             rotation_deg=score.rotation_deg,
             scale=score.scale,
-            position_in_1sigma=score.position_in_1sigma,
-            rotation_in_1sigma=score.rotation_in_1sigma,
+            **_coverage_levels(score),
             plot=_plot_data(score),
             **kitti_drift(score.aligned, score.truth),
         )
@@ -322,6 +322,16 @@ class SequenceScorer:
                 flow_dis_fl_percent=dis.fl_percent,
             )
             details["flow"], details["flow_dis"] = asdict(flow), asdict(dis)
+
+
+def _coverage_levels(score: TrajectoryScore) -> dict[str, Any]:
+    """Return the shares of errors within 1σ, 2σ and 3σ, position and rotation apart."""
+    if score.coverage is None:
+        return {}
+    return {
+        "position_in_sigma": shares(score.coverage.position),
+        "rotation_in_sigma": shares(score.coverage.rotation),
+    }
 
 
 def _plot_data(score: TrajectoryScore) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Everything is camera-to-world with OpenCV axes and metres. What is reported:
   systems, and with an SE(3), which also charges a wrong scale.
 - **RPE**: root mean square of the error of the motion between consecutive frames, after the same alignment
   (Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS 2012), as MonST3R and CUT3R report it.
-- **Coverage**: share of pose components whose error lies within the stated 1σ (0.683 for an honest Gaussian).
+- **Coverage**: whether stated covariances hold, compared where they mean something (``coverage``).
 
 A camera that does not translate has no scale and no position to align: positions are then None and only rotation
 is scored.
@@ -25,6 +25,7 @@ from evo.core.trajectory import PoseTrajectory3D
 from scipy.spatial.transform import Rotation
 
 from stream4d.errors import EvaluationError
+from stream4d.eval.coverage import Coverage, coverage, share_within
 from stream4d.packets import Array
 
 MAX_TIME_DIFFERENCE_S = 0.02
@@ -141,12 +142,8 @@ class TrajectoryScore:
     """RMSE of absolute rotation after the best single rotation."""
     scale: float | None
     """Scale of the Sim(3); 1 for a metric system without error."""
-    in_1sigma: float | None
-    """Share of the six pose components within the stated 1σ."""
-    position_in_1sigma: float | None
-    """The same, position only."""
-    rotation_in_1sigma: float | None
-    """The same, rotation only."""
+    coverage: Coverage | None
+    """Errors over their stated 1σ; None where no covariance was stated."""
     aligned: Trajectory
     """The matched estimate in the ground truth's world."""
     truth: Trajectory
@@ -158,6 +155,11 @@ class TrajectoryScore:
     def ate_percent(self) -> float | None:
         """ATE as a share of the path, percent."""
         return None if self.ate_m is None or self.path_m == 0 else 100 * self.ate_m / self.path_m
+
+    @property
+    def in_1sigma(self) -> float | None:
+        """Share of the six pose components within the stated 1σ (0.683 for an honest Gaussian)."""
+        return None if self.coverage is None else share_within(self.coverage.all)
 
 
 def score_trajectory(
@@ -173,7 +175,6 @@ def score_trajectory(
     sim3 = _rotation_alignment(estimate, truth) if is_still else align(estimate, truth)
     aligned = sim3.apply(estimate)
     se3 = align(estimate, truth, with_scale=False).apply(estimate) if not is_still else aligned
-    coverage = coverage_1sigma(aligned, truth, rotation_only=is_still)
     return TrajectoryScore(
         matched=len(truth),
         path_m=truth.path_m,
@@ -184,9 +185,7 @@ def score_trajectory(
         rpe_rot_deg=_rpe(PoseRelation.rotation_angle_deg, truth, aligned),
         rotation_deg=_absolute_rotation_deg(estimate, truth),
         scale=None if is_still else sim3.scale,
-        in_1sigma=_mean(coverage),
-        position_in_1sigma=None if is_still else _mean(coverage[:, :3]),
-        rotation_in_1sigma=_mean(coverage[:, -3:]),
+        coverage=_coverage(estimate, truth, sim3.scale, rotation_only=is_still),
         aligned=aligned,
         truth=truth,
         alignment=sim3,
@@ -229,30 +228,6 @@ def align(estimate: Trajectory, truth: Trajectory, *, with_scale: bool = True) -
     return Alignment(R=R, t=t, scale=float(scale))
 
 
-def coverage_1sigma(aligned: Trajectory, truth: Trajectory, *, rotation_only: bool) -> Array:
-    """Return (N, 6) or (N, 3) bool: is each position / rotation component within its stated 1σ?
-
-    Position errors are along the axes of the world; the covariance of the camera centre p under the left
-    perturbation is J Σ Jᵀ with J = [I, -[p]×]. Without covariance the result is empty.
-    """
-    if aligned.covariance is None:
-        return np.zeros((0, 3 if rotation_only else 6), bool)
-    relative = truth.world_from_cam[:, :3, :3] @ aligned.world_from_cam[:, :3, :3].transpose(
-        0, 2, 1
-    )
-    rotation_error = Rotation.from_matrix(relative).as_rotvec()
-    rotation_sigma = np.sqrt(np.einsum("nii->ni", aligned.covariance)[:, 3:])
-    rotation_in: Array = np.abs(rotation_error) <= rotation_sigma
-    if rotation_only:
-        return rotation_in
-    J = np.zeros((len(aligned), 3, 6))
-    J[:, :, :3] = np.eye(3)
-    J[:, :, 3:] = -np.stack([_skew(p) for p in aligned.positions])
-    position_sigma = np.sqrt(np.einsum("nij,njk,nik->ni", J, aligned.covariance, J))
-    position_in = np.abs(truth.positions - aligned.positions) <= position_sigma
-    return np.concatenate([position_in, rotation_in], axis=1)
-
-
 def position_errors(score: TrajectoryScore) -> Array:
     """Return (N,) metres of position error after Sim(3) alignment, for plots."""
     errors: Array = np.linalg.norm(score.aligned.positions - score.truth.positions, axis=1)
@@ -289,6 +264,16 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
     xyzw = Rotation.from_matrix(trajectory.world_from_cam[:, :3, :3]).as_quat()
     rows = np.column_stack([trajectory.timestamps_s, trajectory.positions, xyzw])
     np.savetxt(path, rows, fmt=["%.9f"] + ["%.12g"] * 7)
+
+
+def _coverage(
+    estimate: Trajectory, truth: Trajectory, scale: float, *, rotation_only: bool
+) -> Coverage | None:
+    if estimate.covariance is None:
+        return None
+    return coverage(
+        estimate.world_from_cam, estimate.covariance, truth.world_from_cam, scale, rotation_only=rotation_only
+    )  # fmt: skip
 
 
 def _rmse(metric: APE | RPE, truth: Trajectory, estimate: Trajectory) -> float:
@@ -334,7 +319,3 @@ def _absolute_rotation_deg(estimate: Trajectory, truth: Trajectory) -> float:
 
 def _skew(v: Array) -> Array:
     return np.array([[0, -v[2], v[1]], [v[2], 0, -v[0]], [-v[1], v[0], 0]])
-
-
-def _mean(values: Array) -> float | None:
-    return float(np.mean(values)) if values.size else None
