@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
 def refine_store(
     path: str | Path, out: str | Path | None, *, overwrite: bool = False, quiet: bool = False
-) -> None:
-    """Refine the store at ``path`` into ``out``, or in place.
+) -> Refinement:
+    """Refine the store at ``path`` into ``out``, or in place; return what was found.
 
     Raises:
         StoreError: it is unfinished or holds no images, ``out`` is taken, or another process writes one of them.
@@ -62,6 +62,7 @@ def refine_store(
     if not quiet:
         for line in _report(result, Path(out or path)):
             logs.show(line)
+    return result
 
 
 class _Bar:

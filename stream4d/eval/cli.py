@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-frames", type=int, metavar="N", help="stop each sequence after N frames"
     )
+    group.add_argument(
+        "--refine",
+        action="store_true",
+        help="keep a store, refine it offline as `stream4d refine` does, and show figures before and after",
+    )
 
     group = parser.add_argument_group("results")
     group.add_argument("--json", type=Path, metavar="FILE", help="write figures as JSON")
@@ -75,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
     config = _config(args)
     jobs = find_jobs(args.sequences, args.dataset, args.root, args.max_frames)
     results = Results(
-        config.model.name, calibrated=args.calibrated, config=settings.dump(config), path=args.json
+        config.model.name,
+        calibrated=args.calibrated,
+        config=settings.dump(config),
+        path=args.json,
+        refine=args.refine,
     )
     if args.resume:
         if args.json is None:
@@ -103,6 +112,10 @@ def run(args: argparse.Namespace) -> int:
     results.write()
     _write_reports(args, results.as_dict())
     logs.show(text_table(results.as_dict()))
+    if args.refine:
+        from stream4d.eval.refined import refined_table
+
+        logs.show("\n" + refined_table(results.as_dict()))
     return int(all(row["status"] != "ok" for row in results.rows.values()))
 
 
@@ -212,7 +225,9 @@ def _command(args: argparse.Namespace) -> str:
         ("--model", args.model),
     ):
         words += [flag, str(value)] if value else []
-    return shlex.join(words + (["--calibrated"] if args.calibrated else []))
+    for flag, is_given in (("--calibrated", args.calibrated), ("--refine", args.refine)):
+        words += [flag] if is_given else []
+    return shlex.join(words)
 
 
 def _list_benchmarks() -> int:

@@ -51,15 +51,25 @@ def cells(
 def text_table(results: dict[str, Any]) -> str:
     """Return the table for a terminal, and the reasons of failed sequences under it."""
     heading, lines = cells(results)
-    table = [heading, *lines]
-    widths = [max(len(line[i]) for line in table) for i in range(len(heading))]
-    out = [_aligned(line, widths) for line in table]
-    rule = "─" * len(out[0])
-    body = [out[0], rule, *out[1:-1], rule, out[-1]]
+    body = aligned([heading, *lines])
+    rule = "─" * len(body[0])
+    body = [body[0], rule, *body[1:-1], rule, body[-1]]
     kind = "calibrated" if results["calibrated"] else "uncalibrated"
     failures = [f"  {name}: {reason}" for name, reason in failed(results)]
     notes = ["failed:", *failures] if failures else []
     return "\n".join([f"model {results['model']}, {kind}", *body, *notes])
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table for a terminal; the first column is left-aligned, the others right."""
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return [
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in table
+    ]
 
 
 def markdown_table(heading: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -82,10 +92,3 @@ def _frames(row: dict[str, Any]) -> str:
 
 def _figures(row: dict[str, Any], shown: Sequence[tuple[str, str, str]]) -> list[str]:
     return [MISSING if row[key] is None else form.format(row[key]) for key, _, form in shown]
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    first = line[0].ljust(widths[0])
-    return "  ".join(
-        [first, *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-    )

@@ -51,10 +51,17 @@ class Results:
         calibrated: the true camera was given.
         config: settings of the runs, as dumped.
         path: JSON file to keep up to date, or None.
+        refine: refine each run offline, and score that too.
     """
 
     def __init__(
-        self, model: str, *, calibrated: bool, config: dict[str, Any], path: Path | None = None
+        self,
+        model: str,
+        *,
+        calibrated: bool,
+        config: dict[str, Any],
+        path: Path | None = None,
+        refine: bool = False,
     ) -> None:
         self.model = model
         self.calibrated = calibrated
@@ -63,6 +70,7 @@ class Results:
             "version": __version__,
             "code": code_digest(),
             "config": config,
+            "refine": refine,
         }
         self.rows: dict[str, dict[str, Any]] = {}
         self.details: dict[str, dict[str, Any]] = {}
@@ -209,6 +217,7 @@ def run_jobs(
             calibrated=results.calibrated,
             config=results.run["config"],
             trajectory_file=None if file is None else str(file),
+            refine=results.run["refine"],
         )
         row, details = run_worker(
             spec, expected=job.frames, timeout_s=timeout_s, on_frame=partial(on_frame, job.name)

@@ -159,6 +159,10 @@ class SequenceScorer:
             self._scales[index] = self._scales.get(index, 1.0) * float(scale)
         self._depth.revise(revision)
 
+    def truth_K(self, width: int, height: int) -> Array | None:
+        """Return the true K of frames of a size, or None where unknown."""
+        return self._grid.truth_K((width, height))
+
     def trajectory(self) -> Trajectory:
         """Return the final poses of the longest segment, timed by the ground truth's clock."""
         return self._trajectory(self._poses)

@@ -50,6 +50,8 @@ class Spec:
     """``RunConfig`` as dumped."""
     trajectory_file: str | None = None
     """Write the final trajectory (TUM) here."""
+    refine: bool = False
+    """Keep a store, refine it offline, and score that too."""
 
 
 def main(text: str) -> int:
@@ -123,14 +125,21 @@ def _evaluate_video(
     from stream4d.pipeline import Reconstruction
 
     revisions = RevisionSink()
-    with _as_source(sequence) as source:
-        started = time.perf_counter()
-        with Reconstruction(source, config, sinks=[revisions]) as run:
-            ready = time.perf_counter()
-            scorer = SequenceScorer(sequence, run.info, calibrated=spec.calibrated)
-            timing = score_stream(run, scorer, revisions, on_frames)
-    peak = peak_rss_mb()  # before the final scores, which are ours and not the run's
-    row, details = scorer.results()
+    with _kept_store(spec.refine) as store:
+        with _as_source(sequence) as source:
+            started = time.perf_counter()
+            with Reconstruction(source, config, out=store, sinks=[revisions]) as run:
+                ready = time.perf_counter()
+                scorer = SequenceScorer(sequence, run.info, calibrated=spec.calibrated)
+                timing = score_stream(run, scorer, revisions, on_frames)
+        peak = peak_rss_mb()  # before the final scores, which are ours and not the run's
+        row, details = scorer.results()
+        if spec.trajectory_file:
+            write_tum(Path(spec.trajectory_file), scorer.trajectory())
+        if store is not None:
+            from stream4d.eval.refined import refined_figures
+
+            details["refined"] = refined_figures(scorer, store)
     row.update(fps=timing.fps, peak_rss_mb=peak)
     row["latency_s"] = None if timing.first_s is None else ready - started + timing.first_s
     details["startup_s"] = ready - started
@@ -140,8 +149,6 @@ def _evaluate_video(
     if row["frames"] < MIN_FRAMES_SHARE * details["frames_expected"]:
         row["status"] = "failed"
         row["reason"] = f"only {row['frames']} of {details['frames_expected']} frames"
-    if spec.trajectory_file:
-        write_tum(Path(spec.trajectory_file), scorer.trajectory())
     return row, details
 
 
@@ -216,6 +223,16 @@ class RevisionSink:
         """Return what came since the last call."""
         drained, self._revisions = self._revisions, []
         return drained
+
+
+@contextmanager
+def _kept_store(wanted: bool) -> Iterator[Path | None]:
+    """Give a path for the run's store, gone in the end; None where none is wanted."""
+    if not wanted:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="stream4d-eval-") as folder:
+        yield Path(folder) / "run.zarr"
 
 
 @contextmanager
