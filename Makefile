@@ -42,7 +42,7 @@ results: setup
 	$(BIN)/python -m stream4d.eval.results --data ../shared/data --out docs/results.md --work build/results
 
 docs: setup
-	$(BIN)/python -m stream4d.store.schema > docs/store-format.md
+	$(BIN)/python -m stream4d.store.format_page > docs/store-format.md
 
 textures: setup
 	$(BIN)/python -m stream4d.train.fetch_textures textures

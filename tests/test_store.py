@@ -19,7 +19,7 @@ import zarr
 from stream4d.config import RunConfig, StoreConfig, dump
 from stream4d.errors import StoreCompleteError, StoreError
 from stream4d.packets import FrameTracks, PosedFrame, PoseRevision, VideoInfo
-from stream4d.store import schema
+from stream4d.store import format_page, schema
 from stream4d.store.reader import Store, open_store
 from stream4d.store.writer import StoreWriter
 from tests.posed import posed_frames
@@ -537,7 +537,9 @@ def test_info_of_another_version_is_read(tmp_path: Path) -> None:
 
 def test_format_page_is_generated() -> None:
     page = (ROOT / "docs" / "store-format.md").read_text(encoding="utf-8")
-    assert page == schema.document(), "run: python -m stream4d.store.schema > docs/store-format.md"
+    assert page == format_page.document(), (
+        "run: python -m stream4d.store.format_page > docs/store-format.md"
+    )
 
 
 def test_store_says_what_it_is(tmp_path: Path) -> None:

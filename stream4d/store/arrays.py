@@ -13,6 +13,7 @@ from stream4d.config import StoreConfig
 from stream4d.errors import StoreError
 from stream4d.packets import PosedFrame
 from stream4d.store import schema
+from stream4d.store.array_metadata import array_metadata
 from stream4d.store.encode import Compressor, encode_map
 from stream4d.store.files import MapFile, RowFile, replace_file
 
@@ -112,7 +113,7 @@ class ArraySet:
 
     def _document(self, spec: schema.ArraySpec, frames: int) -> dict[str, Any]:
         height, width = self._size
-        return schema.array_metadata(
+        return array_metadata(
             spec,
             frames,
             height,
