@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from stream4d.models.registry import create_model, model_card
 from stream4d.packets import PosedFrame, Sink, State
 from stream4d.pose.chain import PoseChain
 from stream4d.pose.tracks import PointTracker
+from stream4d.predicting import predict
 from stream4d.reader import open_video
 from stream4d.reader.base import VideoReader
 from stream4d.reader.windows import sliding_windows
@@ -106,12 +107,14 @@ class Reconstruction:
     def __iter__(self) -> Iterator[PosedFrame]:
         next_frame, next_window = self._restore()
         frames = self.reader.frames_from(next_frame)
-        for window in sliding_windows(frames, self.size, self.overlap, first_window=next_window):
-            prediction = self.session.step(window)
+        windows = sliding_windows(frames, self.size, self.overlap, first_window=next_window)
+        steps = predict(self.session, windows)
+        self._stack.callback(steps.close)
+        for window, prediction, session_state in steps:
             self.tracker.follow(window, prediction)
             yield from self._emit(self.chain.extend(window, prediction))
             next_frame = window.frames[-1].index + 1 - self.overlap
-            self._commit(next_frame, window.index + 1)
+            self._commit(next_frame, window.index + 1, session_state)
             if self._stopped:
                 break
         self._finished = not self._stopped or self.info.is_live
@@ -174,11 +177,13 @@ class Reconstruction:
             for sink in self.sinks:
                 sink.revise(revision)
 
-    def _commit(self, next_frame: int, next_window: int) -> None:
+    def _commit(
+        self, next_frame: int, next_window: int, session_state: Callable[[], State]
+    ) -> None:
         def resume_state() -> State:
             return {
                 "next": np.array([next_frame, next_window]),
-                **{f"session.{name}": value for name, value in self.session.state().items()},
+                **{f"session.{name}": value for name, value in session_state().items()},
                 **{f"chain.{name}": value for name, value in self.chain.state().items()},
                 **{f"tracks.{name}": value for name, value in self.tracker.state().items()},
             }

@@ -12,6 +12,7 @@ TIERS = [
     {"packets", "errors", "config", "logs", "claim", "interrupt", "_version"},
     {"geometry"},
     {"reader", "models", "pose", "store", "viz"},
+    {"predicting"},
     {"pipeline"},
     {"train", "eval", "export", "batch", "commands", "cli"},
 ]

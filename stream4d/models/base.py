@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from stream4d.packets import Prediction, State, VideoInfo, Window
 
@@ -61,6 +62,14 @@ class Session(Protocol):
 
     def restore(self, state: State) -> None:
         """Go on from an earlier ``state``."""
+
+
+@runtime_checkable
+class RunsAhead(Protocol):
+    """A session that can keep its state at little cost while it goes on: the pipeline runs it a window ahead."""
+
+    def snapshot(self) -> Callable[[], State]:
+        """Return a function that gives the state as it is now, whatever the session does meanwhile."""
 
 
 class PointmapModel(Protocol):

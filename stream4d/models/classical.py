@@ -8,6 +8,7 @@ planar background. It is the baseline that a learned model has to beat.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,10 @@ class ClassicalSession:
     def state(self) -> State:
         """Nothing to remember."""
         return {}
+
+    def snapshot(self) -> Callable[[], State]:
+        """Nothing to remember."""
+        return dict
 
     def restore(self, state: State) -> None:
         """Nothing to remember."""

@@ -10,7 +10,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -356,7 +356,10 @@ class TemporalSession:
 
     def state(self) -> State:
         """Everything the next step depends on, as arrays; ``restore`` continues exactly."""
-        out: State = {}
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], State]:
+        """Return a function that gives ``state`` as it is now: steps replace what they remember, never write to it."""
         tensors: dict[str, Tensor | None] = {"motion": self._motion}
         if self._memory is not None:
             tensors["queries"] = self._memory.queries
@@ -366,15 +369,18 @@ class TemporalSession:
             tensors |= {f"features.{n}": x for n, x in self._last.features._asdict().items()}
             tensors |= {f"matching.{n}": x for n, x in self._last.matching._asdict().items()}
             tensors |= {"tokens": self._last.tokens, "focal": self._last.focal}
-        out |= {name: _exact(x) for name, x in tensors.items() if x is not None}
-        if self._last_rgb is not None:
-            out["rgb"] = self._last_rgb
-        for index, maps in self._maps.items():
-            for f in fields(maps):
-                value = getattr(maps, f.name)
-                if value is not None:
-                    out[f"maps.{index}.{f.name}"] = value
-        return out
+        arrays = {
+            f"maps.{index}.{f.name}": getattr(maps, f.name)
+            for index, maps in self._maps.items()
+            for f in fields(maps)
+        }
+        arrays["rgb"] = self._last_rgb
+
+        def state() -> State:
+            exact = {name: _exact(x) for name, x in tensors.items() if x is not None}
+            return exact | {name: x for name, x in arrays.items() if x is not None}
+
+        return state
 
     def restore(self, state: State) -> None:
         """Go on from an earlier ``state``."""

@@ -1,10 +1,10 @@
-"""Decode ahead in a thread, with a bounded queue."""
+"""Work ahead in a thread, with a bounded queue."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -12,7 +12,7 @@ _END = object()
 _POLL_S = 0.05
 
 
-def prefetch(items: Iterable[T], size: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], size: int, name: str = "decode") -> Generator[T]:
     """Yield ``items``, made by a thread that runs at most ``size`` items ahead.
 
     An exception in the thread is raised here, after the items before it. Closing or dropping the generator
@@ -21,7 +21,7 @@ def prefetch(items: Iterable[T], size: int) -> Iterator[T]:
     ahead: queue.Queue[Any] = queue.Queue(maxsize=size)
     stopped = threading.Event()
     thread = threading.Thread(
-        target=_fill, args=(items, ahead, stopped), name="stream4d-decode", daemon=True
+        target=_fill, args=(items, ahead, stopped), name=f"stream4d-{name}", daemon=True
     )
     thread.start()
     try:
