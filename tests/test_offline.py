@@ -19,7 +19,7 @@ from stream4d.packets import Array, PosedFrame
 from stream4d.pose import _kernels_offline
 from stream4d.pose.chain import PoseChain
 from stream4d.pose.global_adjustment import Problem, settle_sites, solve
-from stream4d.pose.offline import refine
+from stream4d.pose.offline import _is_surely_less, refine
 from stream4d.pose.sites import Seen, cam_from_world
 from stream4d.store import rewrite
 from stream4d.store.reader import open_store
@@ -236,6 +236,37 @@ def test_what_cannot_be_better_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not result.is_better
     assert result.parts[0].reason
     np.testing.assert_array_equal(result.cameras.world_from_cam, run.world_from_cam)
+
+
+def test_a_refined_store_is_not_stirred_again() -> None:
+    """What is left then is chance: it must not count as better."""
+    _, run = recording(drift=0.004, frames=13)
+    once = refine(run, calibrated=True).cameras
+    refined = [
+        dataclasses.replace(
+            frame, world_from_cam=pose, depth=(scale * frame.depth).astype(np.float32)
+        )
+        for frame, pose, scale in zip(
+            run.frames, once.world_from_cam, once.depth_scale, strict=True
+        )
+    ]
+    again = refine(Recording(refined), calibrated=True)
+    assert not again.is_better
+    assert "chance" in again.parts[0].reason
+
+
+def test_better_beyond_chance() -> None:
+    rng = np.random.default_rng(5)
+    before = rng.uniform(1, 9, 400)
+    noise = rng.normal(size=400)
+    noise -= noise.mean()
+    assert _is_surely_less(before - 0.2 + noise, before)  # 4 standard errors
+    assert not _is_surely_less(before - 0.05 + noise, before)  # 1
+    assert not _is_surely_less(before + 0.2 + noise, before)
+    assert not _is_surely_less(before, before)
+    assert not _is_surely_less(before[:1] - 1, before[:1])
+    # One bad keyframe put right shows too.
+    assert _is_surely_less(before - 3 * (np.arange(400) // 16 == 7), before)
 
 
 def test_too_few_keyframes_are_left_alone() -> None:

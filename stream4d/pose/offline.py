@@ -7,7 +7,8 @@ frames is measured in the images themselves (``sites.py``), with its covariance,
 smoothness is that of the *correction*, since that of the path itself would shorten it. The solver is in
 ``global_adjustment.py``; frames between the keyframes are fitted to the result (``placing.py``).
 
-A tenth of the sites is held out. Where their cost does not fall, the original is kept.
+A tenth of the sites is held out. Where their cost does not fall by more than chance, the original is kept: so a store
+that was refined once is not stirred again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ TIE_SHARE = 0.05
 """1σ of how neighbouring keyframes' corrections differ: radians, and share of the scene's depth."""
 HELD_OUT = 10
 """One site in so many is left out of the fit and tells whether it is better."""
+SURE = 2.0
+"""Standard errors by which held-out sites must fit better: what chance exceeds once in forty times."""
 MAX_KEYS = 400
 """Keyframes refined at once: the system is dense. More of them are refined in turn, …"""
 HELD_KEYS = 12
@@ -183,11 +186,14 @@ def _refine(
         settle_sites(whole, scales[-1])
         cam, poses, rho = whole.cam, whole.poses, whole.rho
     assert test is not None
-    cost = _held_out_cost(test, old, given), _held_out_cost(test, poses, cam)
-    if not cost[1] < cost[0]:
+    before, after = _held_out_costs(test, old, given), _held_out_costs(test, poses, cam)
+    seen_by = max(len(test.seen.site), 1)
+    cost = float(before.sum() / seen_by), float(after.sum() / seen_by)
+    if not _is_surely_less(after, before):
         for _ in range(stretch.first, stretch.stop):
             step()
-        return Part(stretch.first, stretch.stop, False, cost, "held-out sites fit no better")
+        reason = "held-out sites fit no better, beyond chance"
+        return Part(stretch.first, stretch.stop, False, cost, reason)
     place_frames(frames, range(stretch.first, stretch.stop), stretch.keys, sites, whole, out, step)
     return Part(stretch.first, stretch.stop, True, cost, "")
 
@@ -222,8 +228,8 @@ def _problem(
     )  # fmt: skip
 
 
-def _held_out_cost(test: Problem, poses: Array, cam: Array) -> float:
-    """Return the mean robust cost of a held-out observation under given cameras, its sites' depths fitted.
+def _held_out_costs(test: Problem, poses: Array, cam: Array) -> Array:  # (N,)
+    """Return the robust cost of each held-out site under given cameras, the sites' depths fitted.
 
     Only the images judge: stored depth belongs to the cameras before.
     """
@@ -235,4 +241,11 @@ def _held_out_cost(test: Problem, poses: Array, cam: Array) -> float:
         settle_sites(test, robust)
     of_site = np.empty(len(test.rho))
     test.cost(cam, poses, test.rho, np.array([scale, MAP_SCALE]), of_site)
-    return float(of_site.sum() / max(len(test.seen.site), 1))
+    return of_site
+
+
+def _is_surely_less(after: Array, before: Array) -> bool:
+    """Tell whether costs (N,) of the same sites fell by more than chance (a paired t-test)."""
+    gain = before - after
+    N = len(gain)
+    return N > 1 and bool(gain.sum() > SURE * np.sqrt(N * gain.var(ddof=1)))
