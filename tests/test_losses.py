@@ -175,27 +175,6 @@ def test_rotation_angle_has_a_finite_gradient_at_zero() -> None:
     assert torch.isfinite(R.grad).all()
 
 
-def test_camera_motion_by_hand() -> None:
-    """Rotation off by 0.1 rad, direction by 90 degrees, vectors √2 apart; both scales at 1."""
-    found = losses.camera_motion_loss(
-        rotation_z(0.1)[None], torch.tensor([[1.0, 0, 0]]), torch.zeros(1, 2),
-        torch.eye(3)[None], torch.tensor([[0, 1.0, 0]]), torch.tensor([True]),
-    )  # fmt: skip
-    expected = 6 * 0.1 + 2 * math.pi / 2 + math.sqrt(2)
-    assert found.item() == pytest.approx(expected, rel=1e-3)
-
-
-def test_a_resting_camera_has_no_direction() -> None:
-    def loss(t: tuple[float, float, float]) -> float:
-        zero = torch.zeros(1, 3)
-        return losses.camera_motion_loss(
-            torch.eye(3)[None], torch.tensor([t]), torch.zeros(1, 2), torch.eye(3)[None], zero,
-            torch.tensor([True]),
-        ).item()  # fmt: skip
-
-    assert loss((0.1, 0, 0)) == pytest.approx(loss((0, -0.1, 0)))
-
-
 def test_focal_loss_is_symmetric_in_ratio() -> None:
     valid = torch.tensor([True])
     double = losses.focal_loss(torch.tensor([2.0]), torch.tensor([1.0]), valid)

@@ -17,8 +17,7 @@ from stream4d.errors import ModelError, WeightsError
 from stream4d.models import flow_net, sampling, temporal
 from stream4d.models.flow_propagation import Propagation
 from stream4d.models.registry import create_model, model_card
-from stream4d.models.temporal_cues import initial_flow, rigid_residuals
-from stream4d.models.temporal_heads import nearest_rotation
+from stream4d.models.temporal_cues import initial_flow
 from stream4d.models.temporal_net import ClipOutput, NetConfig, TemporalNet
 from stream4d.packets import Array, Frame, VideoInfo, Window
 from stream4d.train.layers import LayeredClips, LayerOptions
@@ -80,7 +79,7 @@ def test_every_parameter_is_trained() -> None:
     for pair in out.pairs:
         assert pair.flow.match.logp is not None
         parts = [*pair.flow.steps, pair.flow.mixture, pair.flow.log_sigma, pair.flow.match.logp]
-        total = total + sum(x.square().sum() for x in [*parts, *pair.maps, *pair.camera])
+        total = total + sum(x.square().sum() for x in [*parts, *pair.maps])
     total.backward()
     idle = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
@@ -450,54 +449,6 @@ def test_resized_flow_keeps_its_meaning() -> None:
     small = sampling.resize_flow(flow, (4, 3))
     torch.testing.assert_close(small[0, 0], torch.full((4, 3), 0.25))
     torch.testing.assert_close(small[0, 1], torch.full((4, 3), 0.5))
-
-
-def test_nearest_rotation_projects_and_has_the_right_gradient() -> None:
-    torch.manual_seed(0)
-    M = (torch.eye(3) + 0.3 * torch.randn(4, 3, 3)).double().requires_grad_()
-    R = nearest_rotation(M)
-    torch.testing.assert_close(R @ R.mT, torch.eye(3).expand(4, 3, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.linalg.det(R), torch.ones(4), atol=1e-5, rtol=0)
-    weight = torch.randn(4, 3, 3)
-    (weight * R).sum().backward()
-    step = 1e-3 * torch.randn(4, 3, 3)
-    change = (
-        weight * (nearest_rotation(M.detach() + step) - nearest_rotation(M.detach() - step))
-    ).sum() / 2
-    assert change.item() == pytest.approx((M.grad.float() * step).sum().item(), rel=2e-2)
-
-
-def test_nearest_rotation_has_a_finite_gradient_at_the_identity() -> None:
-    M = torch.eye(3).requires_grad_()
-    nearest_rotation(M)[0, 1].backward()
-    assert torch.isfinite(M.grad).all()
-    assert M.grad.abs().max() > 0.1
-
-
-def test_rigid_residuals_tell_movers_from_parallax() -> None:
-    """The camera translates past two depths; a patch moves against the epipolar lines."""
-    h, w = 36, 48
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    depth = np.where((x // 6 + y // 6) % 2 == 0, 4.0, 9.0) + 0.02 * x
-    flow = np.zeros((2, 2, h, w), np.float32)
-    shift = np.array([6.0, 1.0], np.float32)  # sideways camera
-    flow[0] = shift[:, None, None] / depth
-    flow[1] = -flow[0]
-    patch = (slice(10, 18), slice(20, 30))
-    flow[0, 1][patch] += 2.5
-    flow[1, 1][patch] -= 2.5
-    reliable = torch.ones(h, w, dtype=torch.bool)
-    found = rigid_residuals(torch.from_numpy(flow), reliable).numpy()
-    sampson = found[0, 0]
-    moving = np.zeros((h, w), bool)
-    moving[patch] = True
-    assert np.median(sampson[moving]) > 5 * np.percentile(sampson[~moving], 90)
-    assert np.median(sampson[~moving]) < 0.1
-
-
-def test_rigid_residuals_without_evidence_are_zero() -> None:
-    nothing = torch.zeros(4, 4, dtype=torch.bool)
-    assert not rigid_residuals(torch.randn(2, 2, 4, 4), nothing).any()
 
 
 def test_xfeat_folds_its_batch_norm() -> None:

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.errors import ModelError, WeightsError
+from stream4d.geometry.camera import scale_K, unproject
+from stream4d.geometry.transforms import transform_points
 from stream4d.models.base import ModelCard
 from stream4d.models.dis import grey_image, start_both_ways
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent / "weights" / "temporal.safetensors"
 RANDOM = "random"
 """In place of a file: untrained weights, to measure speed or test the machinery."""
-FORMAT = "stream4d-temporal-1"
+FORMAT = "stream4d-temporal-2"
 Precision = Literal["auto", "float32", "bfloat16"]
 
 CARD = ModelCard(
@@ -53,7 +55,7 @@ CARD = ModelCard(
     streaming="native",
     window=4,
     overlap=1,
-    parameters_m=2.6,
+    parameters_m=2.3,
     needs_weights=False,
 )
 
@@ -290,11 +292,20 @@ class TemporalSession:
             state,
             _pad(torch.from_numpy(initial).permute(0, 3, 1, 2).to(self._model.device)),
             self._motion if before else None,
+            self._lens(frame, ahead.rgb),
             iterations=self._model.options.iterations or None,
         )
         self._last, self._last_rgb = state, ahead.rgb
         self._motion = pair.maps.motion[1:].clone() if before else None
         self._keep(frame, pair, frame.index - 1 if before else None, float(state.focal[0]))
+
+    def _lens(self, frame: Frame, rgb: Array) -> Tensor:  # (1, 3, 3)
+        """Return the intrinsics of the image that the network sees; the focal length is NaN where it is not given."""
+        h, w = rgb.shape[:2]
+        K = np.array([[np.nan, 0, (w - 1) / 2], [0, np.nan, (h - 1) / 2], [0, 0, 1]])
+        if frame.K is not None:
+            K = scale_K(frame.K, w / frame.rgb.shape[1], h / frame.rgb.shape[0])
+        return torch.from_numpy(K).float()[None].to(self._model.device)
 
     def _network_image(self, rgb: Array) -> tuple[Array, Tensor]:
         """Shrink where needed; return the frame that the network sees and its padded tensor."""
@@ -447,9 +458,6 @@ def _exact(x: Tensor) -> Array:
 
 def _prediction(maps: list[_FrameMaps]) -> Prediction:
     """Stack the frames of a window; poses are chained from the window's first frame."""
-    from stream4d.geometry.camera import unproject
-    from stream4d.geometry.transforms import transform_points
-
     poses = [np.eye(4)]
     for m in maps[1:]:
         poses.append(poses[-1] @ (np.eye(4) if m.prev_from_cam is None else m.prev_from_cam))

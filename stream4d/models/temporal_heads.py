@@ -1,50 +1,16 @@
-"""Heads of the temporal model: dense depth and motion, relative camera motion, focal length."""
+"""Heads of the temporal model: dense depth and motion, focal length; and the unit of the camera's motion."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.models.flow_net import conv
+from stream4d.models.rigid_motion import RigidFields
 from stream4d.models.sampling import join
-
-
-class _NearestRotation(torch.autograd.Function):
-    """The rotation nearest to a 3×3 matrix, with a gradient that is finite at the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        U, S, Vh = torch.linalg.svd(matrix)
-        # The sign keeps the nearest orthogonal matrix a rotation; det of 3 columns is their triple product.
-        R = U @ Vh
-        sign = torch.ones_like(S)
-        sign[..., 2] = torch.linalg.vecdot(
-            torch.linalg.cross(R[..., 0], R[..., 1]), R[..., 2]
-        ).sign()
-        U, S = U * sign[..., None, :], S * sign
-        ctx.save_for_backward(U, S, Vh)
-        out: Tensor = U @ Vh
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        U, S, Vh = ctx.saved_tensors
-        inner = U.mT @ grad @ Vh.mT
-        # d(UVᵀ) of a polar decomposition: antisymmetric part over the sums of singular values. Autograd through
-        # the SVD itself would divide by their differences, which vanish at the identity.
-        sums = (S[..., :, None] + S[..., None, :]).clamp_min(1e-4)
-        out: Tensor = U @ ((inner - inner.mT) / sums) @ Vh
-        return out
-
-
-def nearest_rotation(matrix: Tensor) -> Tensor:  # (..., 3, 3)
-    """Project onto SO(3) by SVD (Levinson et al., NeurIPS 2020, eq. 1: better than 6D or quaternions)."""
-    with torch.autocast(matrix.device.type, enabled=False):
-        out: Tensor = _NearestRotation.apply(matrix.float())  # type: ignore[no-untyped-call]
-    return out
 
 
 class DenseMaps(NamedTuple):
@@ -58,12 +24,12 @@ class DenseMaps(NamedTuple):
     """(B, 1, h, w) log of the Laplace scale of log depth."""
 
 
-CUES = 9
+CUES = 11
 """Channels of ``motion_cues``."""
 
 
 def motion_cues(
-    rigid: Tensor,  # (B, 2, h, w) residuals of the two rigid models, pixels of the level
+    rigid: Tensor,  # (B, 4, h, w) what the camera's motion leaves of the flow (``RigidFields.maps``)
     flow: Tensor,  # (B, 2, h, w)
     log_sigma: Tensor,  # (B, 1, h, w)
     round_trip: Tensor,  # (B, 1, h, w)
@@ -71,11 +37,14 @@ def motion_cues(
 ) -> Tensor:
     """Bring what speaks of motion to comparable ranges."""
     error = torch.exp(log_sigma).clamp(0.05, 20)
-    residual = torch.log1p(4 * rigid)
-    normalised = torch.log1p(4 * rigid / error)
+    residual = torch.log1p(4 * rigid[:, :2])
+    normalised = torch.log1p(4 * rigid[:, :2] / error)
     field = flow / (1 + flow.abs())
     rest = [torch.log1p(round_trip), log_sigma.clamp(-4, 4) / 2, torch.tanh(earlier / 4)]
-    return torch.cat([residual, normalised, field, *rest], 1).detach()
+    along, inverse = rigid[:, 2:3], rigid[:, 3:]
+    typical = inverse.abs().flatten(1).median(1).values[:, None, None, None] + 1e-6
+    depth = [along.sign() * torch.log1p(4 * along.abs()), (inverse / typical).clamp(-2, 4)]
+    return torch.cat([residual, normalised, field, *rest, *depth], 1).detach()
 
 
 class DenseHead(nn.Module):
@@ -126,59 +95,28 @@ class CameraMotion(NamedTuple):
     """(B, 2) log of the 1σ of the rotation (radians) and of the translation's direction (radians)."""
 
 
-class CameraHead(nn.Module):
-    """Relative camera motion from the flow, depth and motion on a small grid, and from both frames' tokens."""
+def camera_motion(
+    rigid: RigidFields, maps: DenseMaps, log_sigma: Tensor
+) -> CameraMotion:  # maps of both frames; log_sigma (2B, 1, h, w) of the flow, pixels of the image
+    """Give the camera's motion the unit of the predicted depth.
 
-    GRID = (6, 8)
+    Triangulation on a baseline of 1 says how deep the static cells of both frames are; the median ratio to the
+    predicted depth is the baseline's length. No length where too little parallax tells it.
+    """
+    B = len(rigid.rotation)
+    sampson, _, along, inverse = rigid.maps.split(1, 1)
+    noise = log_sigma.exp() / 4  # of the level
+    clear = (maps.motion < 0) & (along > 3 * noise + 0.1) & (sampson < noise + 0.1) & (inverse > 0)
+    ratio = torch.where(clear, inverse * maps.log_depth.exp(), torch.nan)
+    length = torch.cat([*ratio.chunk(2)], 1).flatten(1).nanmedian(1).values
+    length = torch.where(clear.sum((1, 2, 3)).view(2, B).sum(0) < MIN_CLEAR, 0.0, length)
+    return CameraMotion(
+        rigid.rotation, rigid.direction * length.nan_to_num()[:, None], rigid.sigma.log()
+    )
 
-    def __init__(self, tokens: int) -> None:
-        super().__init__()
-        self.tokens = conv(2 * tokens, 32, 1)
-        self.layers = nn.ModuleList([conv(32 + 12, 64), conv(64, 64)])
-        cells = self.GRID[0] * self.GRID[1]
-        self.mix = nn.Linear(32 * cells, 128)
-        self.narrow = conv(64, 32, 1)
-        self.rotation = nn.Linear(128, 9)
-        self.translation = nn.Linear(128, 3)
-        self.sigma = nn.Linear(128, 2)
-        for layer in (self.rotation, self.translation, self.sigma):
-            nn.init.normal_(layer.weight, std=1e-3)
-            nn.init.zeros_(layer.bias)
 
-    def forward(
-        self,
-        tokens: tuple[Tensor, Tensor],
-        flow: Tensor,  # (2B, 2, h, w) a → b and b → a, pixels of the level
-        maps: DenseMaps,  # of both frames, batch 2B
-        focal: Tensor,  # (B,) in pixels of the level
-    ) -> CameraMotion:
-        h, w = flow.shape[-2:]
-        rate = flow / focal.repeat(2)[:, None, None, None]
-        static = 1 - maps.motion.detach().sigmoid()
-        rate = rate.clamp(-1, 1) * 5
-        clues = torch.cat(
-            [rate * static, static, maps.log_depth.detach().clamp(-3, 3)], 1
-        )  # (2B, 4, h, w)
-        clues = torch.cat([*clues.chunk(2)], 1)
-        y = (
-            torch.linspace(-1, 1, h, device=flow.device)[:, None].expand(h, w)
-            * (h / focal)[:, None, None]
-        )
-        x = torch.linspace(-1, 1, w, device=flow.device).expand(h, w) * (w / focal)[:, None, None]
-        rays = torch.stack([x, y, x * y, x * x - y * y], 1)
-        clues = F.adaptive_avg_pool2d(torch.cat([clues, rays], 1), self.GRID)
-        scene = F.adaptive_avg_pool2d(F.relu(self.tokens(torch.cat(tokens, 1))), self.GRID)
-        z = torch.cat([scene, clues.to(scene.dtype)], 1)
-        for layer in self.layers:
-            z = F.relu(layer(z))
-        z = F.relu(self.mix(F.relu(self.narrow(z)).flatten(1)))
-        turn = self.rotation(z).float().view(-1, 3, 3) * 0.3
-        eye = torch.eye(3, device=turn.device)
-        return CameraMotion(
-            nearest_rotation(eye + turn),
-            self.translation(z).float(),
-            self.sigma(z).float().clamp(-4, 4) + torch.tensor([-3.5, -0.5], device=turn.device),
-        )
+MIN_CLEAR = 16
+"""Cells with clear parallax that a baseline's length needs."""
 
 
 class FocalHead(nn.Module):

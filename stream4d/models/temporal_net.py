@@ -3,13 +3,14 @@
 ::
 
     frame ─▶ FrameEncoder ─▶ SceneTokens (frame + causal temporal attention, unified queries U) ─▶ FrameState
-    FrameState of t-1, of t, initial flow ─▶ FlowNet (both directions) ─▶ DenseHead ─▶ CameraHead ─▶ PairState
+    FrameState of t-1, of t, initial flow ─▶ FlowNet (both directions) ─▶ rigid motion ─▶ DenseHead ─▶ PairState
 
 ``forward`` runs a clip for training; a session calls ``observe`` and ``relate`` frame by frame. Both do the same.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,14 +26,14 @@ from stream4d.models.flow_net import (
     FrameFeatures,
     MatchFeatures,
 )
-from stream4d.models.sampling import convex_upsample, resize_flow, round_trip, warp
-from stream4d.models.temporal_cues import rigid_residuals
+from stream4d.models.rigid_motion import rigid_fields
+from stream4d.models.sampling import convex_upsample, round_trip, warp
 from stream4d.models.temporal_heads import (
-    CameraHead,
     CameraMotion,
     DenseHead,
     DenseMaps,
     FocalHead,
+    camera_motion,
     motion_cues,
 )
 from stream4d.models.temporal_tokens import SceneTokens, TokenMemory
@@ -132,7 +133,6 @@ class TemporalNet(nn.Module):
             iterations=c.iterations,
         )
         self.dense = DenseHead(c.quarter, 64, c.tokens, c.hidden)
-        self.camera = CameraHead(c.tokens)
         self.focal = FocalHead(c.tokens)
 
     def observe(self, image: Tensor, memory: TokenMemory | None) -> tuple[FrameState, TokenMemory]:
@@ -160,21 +160,29 @@ class TemporalNet(nn.Module):
         initial: Tensor,  # (2B, 2, H, W): a → b, then b → a
         earlier: Tensor
         | None = None,  # (B, 1, H/4, W/4) motion logit of frame a from the pair before
+        K: Tensor | None = None,
         *,
         iterations: int | None = None,
-        rigid: Tensor | None = None,
     ) -> PairState:
-        """Relate two consecutive frames."""
+        """Relate two consecutive frames.
+
+        ``K`` (B, 3, 3): intrinsics of the images; NaN where unknown. Where the focal length is, the network's guess is
+        refined; where the principal point is, it is the image's centre.
+        """
         flow = self.flow(
             a.features, b.features, (a.matching, b.matching), initial, iterations=iterations
         )
         quarter = flow.quarter.detach()
-        h, w = quarter.shape[-2:]
         log_sigma = F.avg_pool2d(flow.log_sigma.detach(), 4)
         trip = round_trip(quarter)
-        if rigid is None:
-            rigid = batch_residuals(quarter, trip)
-        cues = motion_cues(rigid, quarter, log_sigma, trip, _carry(earlier, quarter))
+        carried = _carry(earlier, quarter)
+        guess = _lens(K, b.focal.detach(), quarter)
+        known = torch.zeros_like(b.focal, dtype=torch.bool) if K is None else K[:, 0, 0].isfinite()
+        sigma = (
+            math.sqrt(2) / 4 * log_sigma.exp()
+        )  # of a Laplace distribution, in pixels of the level
+        rigid = rigid_fields(quarter, sigma, trip, carried.sigmoid(), guess, known)
+        cues = motion_cues(rigid.maps, quarter, log_sigma, trip, carried)
         maps = self.dense(
             torch.cat([a.features.quarter, b.features.quarter]),
             torch.cat([a.features.eighth, b.features.eighth]),
@@ -182,11 +190,15 @@ class TemporalNet(nn.Module):
             flow.hidden.detach(),
             cues,
         )
-        camera = self.camera((a.tokens, b.tokens), quarter, maps, b.focal.detach() * max(h, w))
+        with torch.no_grad():
+            camera = camera_motion(rigid, maps, log_sigma)
         return PairState(flow, maps, camera)
 
-    def forward(self, images: Tensor, initial: Tensor) -> ClipOutput:
-        """Run clips: images (B, T, 3, H, W), initial flow (B, T - 1, 2, 2, H, W) with the direction third."""
+    def forward(self, images: Tensor, initial: Tensor, K: Tensor | None = None) -> ClipOutput:
+        """Run clips: images (B, T, 3, H, W), initial flow (B, T - 1, 2, 2, H, W) with the direction third.
+
+        ``K`` (B, T, 3, 3), NaN where unknown, see ``relate``.
+        """
         frames: list[FrameState] = []
         pairs: list[PairState] = []
         memory: TokenMemory | None = None
@@ -196,22 +208,25 @@ class TemporalNet(nn.Module):
             if t > 0:
                 earlier = pairs[-1].maps.motion.chunk(2)[1] if pairs else None
                 directed = initial[:, t - 1].transpose(0, 1).flatten(0, 1)
-                pairs.append(self.relate(frames[-2], frame, directed, earlier))
+                lens = None if K is None else K[:, t]
+                pairs.append(self.relate(frames[-2], frame, directed, earlier, lens))
         assert memory is not None
         return ClipOutput(frames, pairs, memory)
 
 
-def batch_residuals(flow: Tensor, trip: Tensor) -> Tensor:  # (2B, 2, h, w), (2B, 1, h, w)
-    """Measure every pair's distance to a rigid camera motion; cells that come back where they began vote."""
-    B = len(flow) // 2
-    size = flow.shape[-2:]
-    half = (max(size[0] // 2, 8), max(size[1] // 2, 8))
-    small = resize_flow(flow, half)
-    reliable = F.interpolate(trip, half, mode="area")[:B, 0] < 0.5
-    out = [rigid_residuals(torch.stack([small[i], small[B + i]]), reliable[i]) for i in range(B)]
-    both = torch.stack(out, 1).flatten(0, 1)  # (2B, 2, ...)
-    scale = size[1] / half[1]
-    return scale * F.interpolate(both, size, mode="bilinear", align_corners=False)
+def _lens(K: Tensor | None, focal: Tensor, flow: Tensor) -> Tensor:  # (B,) over the long side
+    """Return intrinsics (B, 3, 3) at 1/4 resolution: those given, and guesses where they are NaN."""
+    h, w = flow.shape[-2:]
+    out = torch.eye(3, device=flow.device).repeat(len(focal), 1, 1)
+    out[:, 0, 0] = out[:, 1, 1] = focal * max(h, w)
+    out[:, 0, 2], out[:, 1, 2] = (w - 1) / 2, (h - 1) / 2
+    if K is None:
+        return out
+    given = K / 4
+    # Integer coordinates are centres of pixels: those of a cell are 1.5 pixels in.
+    given[:, :2, 2] = (K[:, :2, 2] + 0.5) / 4 - 0.5
+    given[:, 2, 2] = 1
+    return torch.where(given.isfinite(), given, out)
 
 
 def _carry(earlier: Tensor | None, flow: Tensor) -> Tensor:

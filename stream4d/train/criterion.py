@@ -28,7 +28,6 @@ class LossWeights:
     motion: float = 2.0
     points: float = 1.0
     gradient: float = 0.3
-    camera: float = 0.5
     focal: float = 0.3
     alignment: float = 0.2
     consistency: float = 0.3
@@ -132,14 +131,6 @@ def _geometry_terms(pair: PairState, labels: _Quarter) -> dict[str, Tensor]:
         "alignment": 0.5 * losses.alignment_loss(pa, pb, fa, scaled, sa)
         + 0.5 * losses.alignment_loss(pb, pa, fb, back, sb),
         "consistency": losses.consistency_loss(da, db, ta, tb, fa, both[:B]),
-        "camera": losses.camera_motion_loss(
-            pair.camera.rotation,
-            pair.camera.translation / scale[:, None],
-            pair.camera.log_sigma,
-            a_from_b[:, :3, :3],
-            back[:, :3, 3],
-            labels.has_pose,
-        ),
     }
 
 

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stream4d.errors import MissingDependencyError, TrainingError
 from stream4d.models.flow_net import convert_xfeat
+from stream4d.models.temporal import FORMAT
 from stream4d.models.temporal_net import ClipOutput, TemporalNet
 from stream4d.train.batches import Batches
 from stream4d.train.clip import ClipBatch
@@ -156,7 +157,7 @@ class Trainer:
             return self.net
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        # A layered batch has no labels for depth and camera: those heads have no gradient in that step.
+        # A layered batch has no labels for depth: its head has no gradient in that step.
         return DistributedDataParallel(self.net, find_unused_parameters=True)
 
     def _update(
@@ -164,7 +165,7 @@ class Trainer:
     ) -> tuple[dict[str, Tensor], bool]:
         self.net.train()
         with self._autocast():
-            output = module(clips.rgb, initial)
+            output = module(clips.rgb, initial, _known_intrinsics(clips, step))
         total, terms = objective(output, clips, self.recipe.loss)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
@@ -245,7 +246,7 @@ class Trainer:
 
     def _export(self, path: Path) -> None:
         metadata = {
-            "format": "stream4d-temporal-1",
+            "format": FORMAT,
             "config": json.dumps(dump_recipe(self.recipe)["net"]),
             "recipe": json.dumps(dump_recipe(self.recipe)),
             "step": str(self.step),
@@ -278,6 +279,12 @@ class Trainer:
         except _UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(f"cannot resume from {path}: {reason}") from None
+
+
+def _known_intrinsics(clips: ClipBatch, step: int) -> Tensor:  # (B, T, 3, 3)
+    """Tell the network the camera in every second step; NaN where it must guess."""
+    known = clips.has_intrinsics & (step % 2 == 0)
+    return torch.where(known[:, None, None, None], clips.K, torch.nan)
 
 
 @torch.no_grad()

@@ -153,33 +153,6 @@ def rotation_angle(a: Tensor, b: Tensor) -> Tensor:  # (..., 3, 3) twice -> (...
     return 2 * torch.asin((chord / math.sqrt(8)).clamp(max=1 - 1e-6))
 
 
-def camera_motion_loss(
-    rotation: Tensor,  # (B, 3, 3)
-    translation: Tensor,  # (B, 3), scaled as depth
-    log_sigma: Tensor,  # (B, 2)
-    true_rotation: Tensor,
-    true_translation: Tensor,  # (B, 3), scaled as true depth
-    valid: Tensor,  # (B,)
-) -> Tensor:
-    """Score the relative pose: rotation angle and direction of translation, each with its own learned confidence.
-
-    ``e / b + log b`` per part (Kendall & Cipolla 2017, eq. 4: learned weights of rotation and translation), plus a
-    plain term on the translation vector. Directions count where the camera truly moved: at rest they mean nothing.
-    """
-    angle = rotation_angle(rotation, true_rotation)
-    length = torch.linalg.vector_norm(true_translation, dim=-1)
-    cosine = F.cosine_similarity(translation, true_translation, dim=-1, eps=1e-6)
-    direction = torch.acos(cosine.clamp(-1 + 1e-5, 1 - 1e-5))
-    error = torch.linalg.vector_norm(translation - true_translation, dim=-1)
-    log_r, log_t = log_sigma[:, 0], log_sigma[:, 1]
-    moved = valid & (length > 0.003)
-    return (
-        masked_mean(angle * 5 + angle.detach() * torch.exp(-log_r) + log_r, valid)
-        + masked_mean(direction + direction.detach() * torch.exp(-log_t) + log_t, moved)
-        + masked_mean(error, valid)
-    )
-
-
 def focal_loss(focal: Tensor, target: Tensor, valid: Tensor) -> Tensor:  # (B,) each
     """Compare focal lengths as log ratios, so that wide and long lenses count alike."""
     return masked_mean((focal.clamp_min(1e-6) / target.clamp_min(1e-6)).log().abs(), valid)
