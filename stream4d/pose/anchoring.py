@@ -16,6 +16,14 @@ START_QUALITY = 6.0
 START_SHARE = (0.85, 0.5)
 """Share of tracks that must agree with a start, at most and at least. Over a short baseline and few frames movers
 can pass for the scene; over a long one they cannot."""
+PURE_SHARE, PURE_AFTER = 0.35, 4
+"""Share that suffices after so many frames where hardly a track agrees with the start in part only."""
+PURITY = 0.8
+"""What agrees well with a start, over what does not clearly disagree, from which no other motion is mixed into it."""
+CLEAR_MARGIN = 1.15
+"""Score over that of the best other motion from which the two are told apart."""
+THOROUGH_AFTER = frozenset({2, 4, 6, 8, 10, 13, 16, 20, 25, 30, 35, 39})
+"""Frames after the anchor at which the scene is looked for among movers: the search is dear."""
 START_STILL_PX = 0.5
 START_EXPLAINED = 0.2
 """Share of tracks that rotation alone may explain exactly at a start: a camera that stands still before movers
@@ -124,10 +132,9 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
     begun = start.start_map(
         local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
         np.stack([r.info[rows] for r in chosen]), size=progress.size, focal_known=progress.focal_known,
+        thorough=len(held) in THOROUGH_AFTER,
     )  # fmt: skip
-    if begun is None or begun.quality < START_QUALITY:
-        return
-    if begun.share < _needed_share(len(held), parallax / progress.size):
+    if begun is None or not _is_believed(begun, len(held), parallax / progress.size):
         return
     _build_map(progress, begun, rows, chosen)
     for r in held:
@@ -152,6 +159,15 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
         mapping.enter(progress, r, k + 1)
     progress.started, progress.lost = True, 0
     progress.velocity = np.eye(4)
+
+
+def _is_believed(begun: start.Start, frames: int, parallax: float) -> bool:
+    """Tell whether the start is the scene's: enough of the view agrees with it, or what does is clearly one body."""
+    if begun.quality < START_QUALITY:
+        return False
+    if frames >= PURE_AFTER and begun.purity > PURITY and begun.margin > CLEAR_MARGIN:
+        return begun.share > PURE_SHARE
+    return begun.share > _needed_share(frames, parallax)
 
 
 def _needed_share(frames: int, parallax: float) -> float:

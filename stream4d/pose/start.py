@@ -1,25 +1,33 @@
 """The first relative pose and depths, from tracks that began in one frame.
 
-Hypotheses (essential matrix at several focal lengths where K is unknown) are each refined by bundle adjustment over
-a few frames, and the cost decides. Nothing is started while rotation alone explains the tracks.
+Guesses of the scene's motion (``sampling``: the essential matrix that most tracks agree on and, where that explains
+too little, many from few tracks each; at several focal lengths where K is unknown) are refined over several frames
+(``motions``) and judged by the share of the view whose whole tracks they explain. The best is told from the best
+*other* motion: where the two are close, the tracks do not tell yet. Nothing is started while rotation alone explains
+the tracks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
-from stream4d.geometry import camera
 from stream4d.packets import Array
-from stream4d.pose import refine
+from stream4d.pose import motions, sampling
+from stream4d.pose.motions import Motion, Tracks
 
 MIN_TRACKS = 30
 FOCAL_FACTORS = (0.62, 0.85, 1.2, 1.7)
 """Focal hypotheses over the long side: fields of view of 78°, 61°, 45°, 33°."""
-FOCAL_PRIOR_INFO = 1 / 0.35**2
-"""Information of log focal around a 60° camera: most cameras are within ±35 %."""
+CLEAR_SHARE = 0.85
+"""Share of the view from which nothing but the best guess from all tracks is looked at."""
+AGREEING = 4.5
+"""Mean robust error of a track, σ², below which it agrees with the start."""
+UNDECIDED = 7.0
+"""The same beyond which it clearly does not."""
+SAME_MOTION = 0.7
+"""Overlap of what two motions explain above which they are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,40 +46,13 @@ class Start:
     """fx in pixels."""
     focal_information: float
     share: float
-    """Inliers over the tracks seen in the last frame: low where movers were taken for the scene."""
+    """Of the view, by area: what agrees, over all that is seen. Low where movers were taken for the scene."""
+    purity: float
+    """What agrees well, over what does not clearly disagree. Low where the motion is a compromise of several."""
+    margin: float
+    """Score over that of the best other motion; infinite where there is none."""
     quality: float
     """Median of depth / σ(depth) over the inliers; below about 5 the start is not worth having."""
-
-
-def two_view_pose(rays_a: Array, rays_b: Array, focal: float) -> list[Array]:
-    """Return camera-b-from-a candidates (3, 4), unit translation, from normalised rays; best first."""
-    a, b = rays_a[:, :2].copy(), rays_b[:, :2].copy()
-    try:
-        E, inlier = cv2.findEssentialMat(
-            a, b, np.eye(3), method=cv2.USAC_MAGSAC, prob=0.999, threshold=1.0 / focal
-        )
-    except cv2.error:  # an assertion inside, where all its samples were degenerate
-        return []
-    if E is None or E.shape != (3, 3) or inlier is None or inlier.sum() < 8:
-        return []
-    chosen = inlier.ravel() > 0
-    found = []
-    R1, R2, t = cv2.decomposeEssentialMat(E)
-    for R in (R1, R2):
-        for sign in (1, -1):
-            pose = np.hstack([R, sign * t])
-            front = (_two_view_rho(rays_a[chosen], rays_b[chosen], pose) > 0).mean()
-            found.append((front, pose))
-    found.sort(key=lambda item: -item[0])
-    return [pose for front, pose in found[:2] if front > 0.5]
-
-
-def _two_view_rho(rays_a: Array, rays_b: Array, pose: Array) -> Array:
-    """Return least-squares inverse depths in a: minimise the cross product of b's ray with R a + rho t."""
-    moved = rays_a @ pose[:, :3].T
-    m = np.cross(rays_b, moved)
-    n = np.cross(rays_b, np.broadcast_to(pose[:, 3], rays_b.shape))
-    return -(m * n).sum(-1) / np.maximum((n * n).sum(-1), 1e-12)
 
 
 def start_map(
@@ -82,78 +63,73 @@ def start_map(
     *,
     size: int,
     focal_known: bool,
+    thorough: bool = True,
 ) -> Start | None:
-    """Find poses of F frames and depths of n tracks, or None where the tracks do not allow it."""
-    both = info[-1, :, 0] > 0
-    if both.sum() < MIN_TRACKS:
+    """Find poses of F frames and depths of n tracks, or None where the tracks do not allow it.
+
+    Only a ``thorough`` look finds the scene among large movers; it costs ten times as much.
+    """
+    if (info[-1, :, 0] > 0).sum() < MIN_TRACKS:
         return None
     focals = [K[0, 0]] if focal_known else [factor * size for factor in FOCAL_FACTORS]
-    best: Start | None = None
-    best_cost = np.inf
-    for focal in focals:
-        scaled = K.copy()
-        scaled[0, 0], scaled[1, 1] = focal, K[1, 1] * focal / K[0, 0]
-        inv = np.linalg.inv(scaled)
-        rays_a = np.column_stack([uv0, np.ones(len(uv0))]) @ inv.T
-        rays_b = np.column_stack([uv[-1], np.ones(len(uv0))]) @ inv.T
-        for pose in two_view_pose(rays_a[both], rays_b[both], focal):
-            rho = np.full(len(uv0), np.nan)
-            rho[both] = _two_view_rho(rays_a[both], rays_b[both], pose)
-            start, cost = _bundle(scaled, rays_a, uv, info, pose, rho, size, focal_known)
-            if start is not None and cost < best_cost:
-                best, best_cost = start, cost
-    return best
+    every = [Tracks(_with_focal(K, f), uv0, uv, info, size, focal_known) for f in focals]
+    grown: list[Motion] = []
+    for tracks in every:
+        grown += motions.grow(tracks, sampling.agreed(tracks, len(uv) - 1))
+    tracks = every[0]
+    best = _best(tracks, grown)
+    if thorough and (best is None or _share(tracks, best) < CLEAR_SHARE):
+        for one in every:
+            grown += motions.grow(one, sampling.sampled(one, len(uv) - 1))
+        best = _best(tracks, grown)
+    if best is None or (best.error < AGREEING).sum() < MIN_TRACKS // 2:
+        return None
+    return _finish(tracks, best, grown)
 
 
-def _bundle(
-    K: Array,
-    rays: Array,
-    uv: Array,
-    info: Array,
-    last: Array,
-    rho: Array,
-    size: int,
-    focal_known: bool,
-) -> tuple[Start | None, float]:
-    """Refine one hypothesis over all frames; frames in between begin on the straight line to the last."""
-    F, n = info.shape[:2]
-    positive = np.isfinite(rho) & (rho > 1e-3)
-    if positive.sum() < MIN_TRACKS // 2:
-        return None, np.inf
-    middle = float(np.median(rho[positive]))
-    rho = np.where(positive, np.clip(rho, 0.05 * middle, 20 * middle), middle)
-    rotation = cv2.Rodrigues(np.ascontiguousarray(last[:, :3]))[0].ravel()
-    poses = np.zeros((F + 1, 3, 4))
-    for i in range(F + 1):
-        share = i / F
-        poses[i, :, :3] = cv2.Rodrigues(share * rotation)[0]
-        poses[i, :, 3] = share * last[:, 3]
-    poses[:, :, 3] *= middle
-    rho /= middle
-    patch, frame = np.nonzero((info[..., 0] > 0).T)
-    obs = refine.Observations(patch, frame + 1, uv[frame, patch], info[frame, patch])
-    cam = camera.split_K(K)
-    rho_info = np.zeros(n)
-    ready = rays.copy()
-    typical = 0.85 * size
-    result = refine.adjust(
-        cam, ready, np.zeros(n, np.int64), poses, np.arange(1, F + 1), rho, rho.copy(), np.full(n, 0.01), obs,
-        iterations=10, scales=(400.0, 60.0, 9.0),
-        focal_info=np.inf if focal_known else FOCAL_PRIOR_INFO,
-        focal_offset=float(np.log(typical / K[0, 0])), rho_info=rho_info,
-    )  # fmt: skip
-    q = ready @ poses[-1, :, :3].T + rho[:, None] * poses[-1, :, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        u, v = (cam[:2] * q[:, :2] / q[:, 2:] + cam[2:] - uv[-1]).T
-        error = u * u * info[-1, :, 0] + 2 * u * v * info[-1, :, 1] + v * v * info[-1, :, 2]
-    inlier = (info[-1, :, 0] > 0) & (error < 16) & (rho > 2e-3) & (q[:, 2] > 0)
-    if inlier.sum() < MIN_TRACKS // 2 or not np.isfinite(poses).all():
-        return None, np.inf
-    scale = float(np.median(rho[inlier]))
-    rho, rho_info = rho / scale, rho_info * scale**2
+def _with_focal(K: Array, focal: float) -> Array:
+    scaled = K.copy()
+    scaled[0, 0], scaled[1, 1] = focal, K[1, 1] * focal / K[0, 0]
+    return scaled
+
+
+def _best(tracks: Tracks, grown: list[Motion]) -> Motion | None:
+    return max(grown, key=lambda motion: motions.score(tracks, motion.error), default=None)
+
+
+def _share(tracks: Tracks, motion: Motion) -> float:
+    """Return the share of the view, of what is seen in the last frame, that agrees with a motion."""
+    seen = tracks.seen[-1]
+    agreeing = seen & (motion.error < AGREEING)
+    return float(tracks.votes[agreeing].sum() / max(tracks.votes[seen].sum(), 1e-9))
+
+
+def _finish(tracks: Tracks, motion: Motion, grown: list[Motion]) -> Start:
+    """Scale a motion so that its median depth is 1, and grade it."""
+    members = (motion.error < AGREEING) & (motion.rho > motions.LEAST_RHO)
+    scale = float(np.median(motion.rho[members]))
+    rho, rho_info = motion.rho / scale, motion.rho_info * scale**2
+    poses = motion.poses.copy()
     poses[:, :, 3] *= scale
-    quality = float(np.median(rho[inlier] * np.sqrt(np.maximum(rho_info[inlier], 0))))
-    share = float(inlier.sum() / max((info[-1, :, 0] > 0).sum(), 1))
-    focal_information = np.inf if focal_known else result.focal_information
-    start = Start(poses, rho, rho_info, inlier, float(cam[0]), focal_information, share, quality)
-    return start, result.cost
+    well, others = motion.error < motions.CONSISTENT, motion.error < UNDECIDED
+    purity = tracks.votes[well].sum() / max(tracks.votes[others].sum(), 1e-9)
+    other = max(
+        (
+            motions.score(tracks, m.error)
+            for m in grown
+            if _overlap(tracks, motion, m) < SAME_MOTION
+        ),
+        default=0.0,
+    )
+    return Start(
+        poses, rho, rho_info, members, float(motion.cam[0]), motion.focal_information,
+        share=_share(tracks, motion), purity=float(purity),
+        margin=motions.score(tracks, motion.error) / other if other > 0 else np.inf,
+        quality=float(np.median(rho[members] * np.sqrt(np.maximum(rho_info[members], 0)))),
+    )  # fmt: skip
+
+
+def _overlap(tracks: Tracks, a: Motion, b: Motion) -> float:
+    """Return the area that two motions explain both, over that which either does."""
+    one, two = a.error < AGREEING, b.error < AGREEING
+    return float(tracks.votes[one & two].sum() / max(tracks.votes[one | two].sum(), 1e-9))

@@ -1,0 +1,216 @@
+"""Rigid motions among tracks that began in one frame: how they are guessed, grown and scored.
+
+A track belongs to a motion when *all* its observations fit, since what moves, moves as a whole. A compromise between
+the scene and its movers fits many observations but few tracks; judged by single observations it would win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stream4d.geometry import camera
+from stream4d.packets import Array
+from stream4d.pose import _kernels_bundle, refine, track
+
+MIN_MEMBERS = 12
+"""Tracks of which a motion is made, at least."""
+ROBUST = 9.0
+"""σ²: what an observation that does not fit at all counts."""
+CONSISTENT = 3.0
+"""Mean robust error of a track's observations, σ², below which it belongs to a motion (1.4: perfect, 9: hopeless)."""
+GROWTH = (((60.0, 9.0), 5.0), ((25.0, 9.0), 4.0), ((9.0,), 3.0), ((9.0,), 2.0))
+"""Robust scales of each adjustment, and the error, less one, up to which a track takes part in it."""
+KEPT = (16, 6, 4, 4)
+"""Motions that are adjusted in each of them."""
+SPREAD = 0.08
+"""Radius, over the long side, within which tracks share one vote: texture crowds, the view does not."""
+LEAST_RHO = 2e-3
+"""Inverse depth over the median's from which a point is before the camera, and not at infinity."""
+TYPICAL_FOCAL = 0.85
+"""Over the long side: a 60° camera."""
+FOCAL_PRIOR_INFO = 1 / 0.35**2
+"""Information of log focal around that: most cameras are within ±35 %."""
+GUESS_SIGMA = 0.1
+"""Relative 1σ of the depths of a guess."""
+
+
+@dataclass(slots=True, eq=False)
+class Tracks:
+    """n tracks of one anchor, seen in F frames, under one guess of the focal length."""
+
+    K: Array
+    uv0: Array
+    """(n, 2) pixels in the anchor."""
+    uv: Array
+    """(F, n, 2) pixels in the other frames, oldest first."""
+    info: Array
+    """(F, n, 3) inverse covariances, zero where not seen."""
+    size: int
+    """Long side, pixels."""
+    focal_known: bool
+
+    def __post_init__(self) -> None:
+        self.seen = self.info[..., 0] > 0
+        self.rays = camera.rays(self.uv0, self.K)
+        self.votes = area_votes(self.uv0, SPREAD * self.size)
+
+    seen: Array = None  # type: ignore[assignment]
+    """(F, n) bool."""
+    rays: Array = None  # type: ignore[assignment]
+    """(n, 3) of the anchor, z = 1."""
+    votes: Array = None  # type: ignore[assignment]
+    """(n,) weights, mean 1."""
+
+    def observations(self, members: Array) -> refine.Observations:
+        """Return what the frames see of some tracks (n,) bool, under their own numbers."""
+        patch, frame = np.nonzero((self.seen & members).T)
+        return refine.Observations(patch, frame + 1, self.uv[frame, patch], self.info[frame, patch])
+
+
+@dataclass(slots=True, eq=False)
+class Motion:
+    """One motion while it grows; arrays are changed in place."""
+
+    cam: Array
+    """(4,)."""
+    rays: Array
+    """(n, 3), follow the focal length."""
+    poses: Array
+    """(F + 1, 3, 4) frame-from-anchor; the first is the identity."""
+    rho: Array
+    """(n,) inverse depths in the anchor."""
+    rho_info: Array
+    """(n,)."""
+    error: Array
+    """(n,) mean robust error of each track, σ²."""
+    focal_information: float = np.inf
+
+
+def area_votes(uv: Array, radius: float) -> Array:  # (n, 2) -> (n,)
+    """Return a weight per position so that crowds within ``radius`` count about once; mean 1."""
+    gaps = np.hypot(*(uv[:, None] - uv[None]).transpose(2, 0, 1))
+    votes = 1.0 / (gaps < radius).sum(1)
+    return np.asarray(votes / votes.mean())
+
+
+def score(tracks: Tracks, error: Array, consistent: float = CONSISTENT) -> float:
+    """Return the share of the view whose tracks a motion explains, tight fits above loose ones."""
+    fit = np.maximum(1 - error / consistent, 0.0)
+    return float((tracks.votes * fit).sum() / len(fit))
+
+
+def two_view_rho(rays_a: Array, rays_b: Array, pose: Array) -> Array:
+    """Return least-squares inverse depths in a: minimise the cross product of b's ray with R a + rho t."""
+    moved = rays_a @ pose[:, :3].T
+    m = np.cross(rays_b, moved)
+    n = np.cross(rays_b, np.broadcast_to(pose[:, 3], rays_b.shape))
+    return -(m * n).sum(-1) / np.maximum((n * n).sum(-1), 1e-12)
+
+
+def poses_of(E: Array, rays_a: Array, rays_b: Array) -> list[Array]:
+    """Return the poses (3, 4), unit translation, of an essential matrix that put most points before both cameras."""
+    found = []
+    R1, R2, t = cv2.decomposeEssentialMat(E)
+    for R in (R1, R2):
+        for sign in (1, -1):
+            pose = np.hstack([R, sign * t])
+            front = (two_view_rho(rays_a, rays_b, pose) > 0).mean()
+            found.append((front, pose))
+    found.sort(key=lambda item: -item[0])
+    return [pose for front, pose in found[:2] if front > 0.5]
+
+
+def guess(tracks: Tracks, frame: int, pose: Array, members: Array) -> Motion | None:
+    """Place all frames by the members' depths, seen from the anchor and ``frame`` (whose pose is known up to scale)."""
+    rho = two_view_rho(tracks.rays, camera.rays(tracks.uv[frame], tracks.K), pose)
+    rho[~tracks.seen[frame]] = -1.0
+    positive = members & (rho > 1e-3)
+    if positive.sum() < MIN_MEMBERS:
+        return None
+    middle = float(np.median(rho[positive]))
+    rho = np.where(rho > 1e-3, np.clip(rho / middle, 0.05, 20), 1.0)
+    pose = np.column_stack([pose[:, :3], middle * pose[:, 3]])
+    turn = cv2.Rodrigues(np.ascontiguousarray(pose[:, :3]))[0].ravel()
+    poses = np.zeros((len(tracks.uv) + 1, 3, 4))
+    poses[0] = np.eye(3, 4)
+    for i in range(len(tracks.uv)):
+        share = (i + 1) / (frame + 1)
+        near = np.column_stack([cv2.Rodrigues(share * turn)[0], share * pose[:, 3]])
+        poses[i + 1] = pose if i == frame else _resected(tracks, i, rho, positive, near)
+    cam = camera.split_K(tracks.K)
+    none = np.zeros(len(rho))
+    motion = Motion(cam, tracks.rays.copy(), poses, rho, none, none)
+    fit_depths(tracks, motion)
+    return motion
+
+
+def _resected(tracks: Tracks, i: int, rho: Array, members: Array, near: Array) -> Array:
+    """Return the pose (3, 4) of one frame by the members' depths, from one that is nearly right."""
+    rows = members & tracks.seen[i]
+    if rows.sum() < MIN_MEMBERS:
+        return near
+    return track.fit_rays(
+        camera.split_K(tracks.K), tracks.rays[rows], np.zeros((int(rows.sum()), 3)), rho[rows],
+        (GUESS_SIGMA * rho[rows]) ** 2, tracks.uv[i, rows], tracks.info[i, rows], near, track.COLD,
+    ).pose  # fmt: skip
+
+
+def grow(tracks: Tracks, found: list[Motion]) -> list[Motion]:
+    """Refine motions over all frames and the tracks that they explain; returns the best, best first.
+
+    All are adjusted a little, the best of them to the end.
+    """
+    for (scales, consistent), most in zip(GROWTH, KEPT, strict=True):
+        alive = []
+        for motion in found[:most]:
+            members = (motion.error < consistent + 1.0) & (motion.rho > LEAST_RHO)
+            if members.sum() < MIN_MEMBERS:
+                continue
+            _adjust(tracks, motion, members, scales)
+            if np.isfinite(motion.poses).all():
+                alive.append(motion)
+        found = sorted(alive, key=lambda m: -score(tracks, m.error))
+    return found
+
+
+def _adjust(tracks: Tracks, motion: Motion, members: Array, scales: tuple[float, ...]) -> None:
+    """Adjust poses and focal to the members, then the depths of all tracks to the poses."""
+    n, F = len(motion.rho), len(tracks.uv)
+    result = refine.adjust(
+        motion.cam, motion.rays, np.zeros(n, np.int64), motion.poses, np.arange(1, F + 1), motion.rho,
+        motion.rho.copy(), np.full(n, 0.01), tracks.observations(members), iterations=8, scales=scales,
+        focal_info=np.inf if tracks.focal_known else FOCAL_PRIOR_INFO,
+        focal_offset=float(np.log(TYPICAL_FOCAL * tracks.size / motion.cam[0])),
+    )  # fmt: skip
+    motion.focal_information = np.inf if tracks.focal_known else result.focal_information
+    fit_depths(tracks, motion)
+
+
+def fit_depths(tracks: Tracks, motion: Motion) -> None:
+    """Fit the depths of all tracks, poses held, and see how well that explains them."""
+    n = len(motion.rho)
+    obs = tracks.observations(np.ones(n, bool))
+    motion.rho_info = np.zeros(n)
+    _kernels_bundle.refine_depths(
+        motion.cam, motion.rays, np.zeros(n, np.int64), motion.poses, obs.patch, obs.frame, obs.uv, obs.info,
+        motion.rho, motion.rho_info, motion.rho.copy(), np.full(n, 0.01),
+    )  # fmt: skip
+    motion.error = track_errors(tracks, motion)
+
+
+def track_errors(tracks: Tracks, motion: Motion) -> Array:  # (n,)
+    """Return the mean robust error of each track's observations, σ²; ``ROBUST`` where it is hardly seen."""
+    q = motion.rays @ np.swapaxes(motion.poses[1:, :, :3], 1, 2)
+    q = q + motion.rho[:, None] * motion.poses[1:, None, :, 3]  # (F, n, 3)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = motion.cam[:2] * q[..., :2] / q[..., 2:] + motion.cam[2:] - tracks.uv
+    (u, v), (a, b, c) = np.moveaxis(off, -1, 0), np.moveaxis(tracks.info, -1, 0)
+    square = u * u * a + 2 * u * v * b + v * v * c
+    square = np.where((q[..., 2] > 1e-6) & np.isfinite(square), square, 1e6)
+    robust = np.where(tracks.seen, ROBUST * square / (ROBUST + square), 0.0)
+    count = tracks.seen.sum(0)
+    enough = count >= 0.5 * len(tracks.seen)
+    return np.where(enough, robust.sum(0) / np.maximum(count, 1), ROBUST)
