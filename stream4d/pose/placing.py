@@ -9,7 +9,7 @@ import numpy as np
 
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame
-from stream4d.pose import track
+from stream4d.pose import hosted, track
 from stream4d.pose.global_adjustment import MIN_SITES, Problem
 from stream4d.pose.sites import Recorded, Sites, cam_from_world, find_sites, read_log_depth
 
@@ -67,11 +67,9 @@ def _fitted(
     sites: Sites, solved: Problem, rows: Array, uv: Array, info: Array, pose: Array
 ) -> Array:
     """Fit one frame to the sites that it sees; the given pose (4, 4) where they do not agree."""
-    hosts = solved.poses[sites.host[rows]]
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
-    Rt = np.swapaxes(hosts[:, :, :3], 1, 2)
     fit = track.fit_rays(
-        solved.cam, (Rt @ rays[..., None])[..., 0], -(Rt @ hosts[:, :, 3:])[..., 0], solved.rho[rows],
+        solved.cam, *hosted.world_rays(rays, solved.poses[sites.host[rows]]), solved.rho[rows],
         1 / np.maximum(solved.rho_info[rows], 1e-12), uv, info, cam_from_world(pose), track.WARM,
     )  # fmt: skip
     if fit.inliers.sum() < max(MIN_SITES, len(rows) // 2):
@@ -85,11 +83,9 @@ def _map_scale(
     """Return what the stored depth must be multiplied by to fit the sites seen in the frame."""
     if len(rows) < MIN_SITES:
         return 1.0
-    hosts = transforms.invert(transforms.square(solved.poses[sites.host[rows]]))
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
-    points = (hosts[:, :3, :3] @ (rays / solved.rho[rows, None])[..., None])[..., 0] + hosts[
-        :, :3, 3
-    ]
+    directions, centres = hosted.world_rays(rays, solved.poses[sites.host[rows]])
+    points = centres + directions / solved.rho[rows, None]
     z = transforms.transform_points(transforms.invert(pose), points)[:, 2]
     logd, known = read_log_depth(frame, uv)
     good = (known > 0) & (z > 0)

@@ -14,7 +14,7 @@ import numpy as np
 
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array
-from stream4d.pose import _kernels_align, _kernels_loops, descriptors, patches, resection
+from stream4d.pose import _kernels_loops, descriptors, hosted, patches, resection
 from stream4d.pose.places import Place
 
 MAX_PATCHES = 120
@@ -27,7 +27,6 @@ RANSAC_SHARE = 0.01
 ROOM_PX = 8.0
 """How far from the first pose's prediction a patch may be found."""
 MIN_CORRELATION = 0.8
-BORDER_PX = 8.0
 INLIER_SQ = 9.0
 MIN_SEEN = (18, 12)
 """Patches that must agree in the place itself, and in another camera."""
@@ -156,21 +155,11 @@ def _first_scale(here: Sighting, place: Place, pose: Array) -> float:
 
 def _find(here: Sighting, grey: Array, there_from_here: Array) -> tuple[Array, Array, Array]:
     """Find the patches in another image: rows (m,), pixels (m, 2), inverse covariances (m, 3)."""
-    view = _rigid_view(there_from_here)
-    rays = camera.rays(here.uv, here.K)
-    q = rays @ view[:, :3].T + here.rho[:, None] * view[:, 3]
-    predicted = camera.project(np.where(q[:, 2:] > 1e-6, q, [0, 0, 1]), here.K)
-    H, W = grey.shape
-    todo = np.flatnonzero((q[:, 2] > 1e-6) & camera.inside(predicted, H, W, BORDER_PX))
-    uv, quality = np.ascontiguousarray(predicted), np.full((len(rays), 5), -1.0)
-    target = patches.levels_of(grey)
-    _kernels_align.align_patches(
-        here.pyramid, target, todo, camera.split_K(here.K), here.uv, rays, here.rho, np.zeros(len(rays), np.int64),
-        np.eye(3, 4)[None], view, uv, quality,
+    return hosted.find(
+        here.pyramid, np.zeros(len(here.uv), np.int64), here.uv, here.rho, np.eye(3, 4)[None],
+        camera.split_K(here.K), patches.levels_of(grey), _rigid_view(there_from_here),
+        room_px=ROOM_PX, min_correlation=MIN_CORRELATION,
     )  # fmt: skip
-    moved = np.hypot(*(uv - predicted).T)
-    rows = np.flatnonzero((quality[:, 0] > MIN_CORRELATION) & (moved < ROOM_PX))
-    return rows, uv[rows], patches.alignment_info(quality[rows, 1], quality[rows, 2:])
 
 
 def _rigid_view(S: Array) -> Array:

@@ -16,13 +16,12 @@ import numpy as np
 from stream4d.geometry import camera
 from stream4d.geometry.transforms import invert
 from stream4d.packets import Array, PosedFrame
-from stream4d.pose import _kernels_align, patches
+from stream4d.pose import hosted, patches
 from stream4d.pose._kernels_offline import MAX_SEEN
 
 PER_KEY = 160
 """Sites of a keyframe."""
 MIN_CORRELATION = 0.85
-BORDER_PX = 8.0
 ROOM_PX = 6.0
 """How far from the prediction a site may be found."""
 MOVING_FROM = 0.3
@@ -174,43 +173,23 @@ def find_sites(
     Returns:
         rows found (m,), pixels (m, 2), inverse covariances (m, 3).
     """
-    rays = camera.rays(sites.uv[rows], _matrix(cam))
-    uv, z = project(rays, rho[rows], poses[sites.host[rows]], pose, cam)
-    H, W = frame.rgb.shape[:2]
-    ok = camera.inside(uv, H, W, BORDER_PX) & (z > 0)
-    rows, rays, predicted = rows[ok], rays[ok], uv[ok]
-    found, quality = np.ascontiguousarray(predicted), np.full((len(rows), 5), -1.0)
-    _kernels_align.align_patches(
-        sites.images, patches.pyramid(frame.rgb), np.arange(len(rows)), cam, sites.uv[rows], rays,
-        rho[rows], sites.host[rows], poses, np.ascontiguousarray(pose), found, quality,
+    found, uv, info = hosted.find(
+        sites.images, sites.host[rows], sites.uv[rows], rho[rows], poses, cam,
+        patches.pyramid(frame.rgb), pose, room_px=room_px, min_correlation=MIN_CORRELATION,
     )  # fmt: skip
-    moved = np.hypot(*(found - uv[ok]).T)
-    good = (quality[:, 0] > MIN_CORRELATION) & (moved < room_px)
-    info = patches.alignment_info(quality[good, 1], quality[good, 2:])
-    return rows[good], found[good], info
-
-
-def project(
-    rays: Array, rho: Array, hosts: Array, pose: Array, cam: Array
-) -> tuple[Array, Array]:  # (n, 2), (n,)
-    """Return where a camera (3, 4) sees sites given by ray and inverse depth in their hosts (n, 3, 4); z·rho."""
-    R = pose[:, :3] @ np.swapaxes(hosts[:, :, :3], 1, 2)
-    t = pose[:, 3] - (R @ hosts[:, :, 3:])[..., 0]
-    q = (R @ rays[..., None])[..., 0] + rho[:, None] * t
-    z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
-    return cam[:2] * q[:, :2] / z[:, None] + cam[2:], q[:, 2]
+    return rows[found], uv, info
 
 
 def pair_graph(sites: Sites, rho: Array, poses: Array, cam: Array) -> list[Array]:
     """List for each keyframe the hosts whose sites it looks for: near in time, and revisits."""
     K = len(poses)
     H, W = sites.images[0].shape[1:]
-    rays = camera.rays(sites.uv, _matrix(cam))
+    rays = camera.rays(sites.uv, camera.make_K(*cam.tolist()))
     graph = []
     for f in range(K):
         near = {f + sign * o for o in OFFSETS for sign in (-1, 1)} & set(range(K))
-        uv, z = project(rays, rho, poses[sites.host], poses[f], cam)
-        seen = camera.inside(uv, H, W, BORDER_PX) & (z > 0)
+        uv, z = hosted.project(rays, rho, poses[sites.host], poses[f], cam)
+        seen = camera.inside(uv, H, W, hosted.BORDER_PX) & (z > 0)
         share = np.bincount(sites.host, seen, K) / np.maximum(
             np.bincount(sites.host, minlength=K), 1
         )
@@ -224,7 +203,3 @@ def pair_graph(sites: Sites, rho: Array, poses: Array, cam: Array) -> list[Array
 def cam_from_world(world_from_cam: Array) -> Array:  # (..., 4, 4) -> (..., 3, 4)
     """Invert poses into the form that the kernels take."""
     return np.ascontiguousarray(invert(world_from_cam)[..., :3, :])
-
-
-def _matrix(cam: Array) -> Array:
-    return camera.make_K(*cam.tolist())
