@@ -15,7 +15,6 @@ from stream4d.packets import Array
 from stream4d.pose import (
     _kernels_align,
     _kernels_bundle,
-    _kernels_parts,
     _kernels_pose,
     patches,
     refine,
@@ -315,21 +314,46 @@ def test_kernels_run_without_compilation() -> None:
     run_without_compilation(__file__, chosen)
 
 
+def _kernel_files() -> list[Path]:
+    return sorted(Path(stream4d.__file__).parent.rglob("_kernels*.py"))
+
+
+def _imported_kernels(path: Path) -> set[Path]:
+    """Files of kernels that a file of kernels imports, directly or not."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and "._kernels" in (node.module or ""):
+            other = path.parents[2].joinpath(*str(node.module).split(".")).with_suffix(".py")
+            found |= {other, *_imported_kernels(other)}
+    return found
+
+
+def test_the_kernels_that_share_code_are_known() -> None:
+    """The test below would pass, too, if it found no imports."""
+    shared = {
+        path.name: {other.name for other in _imported_kernels(path)} for path in _kernel_files()
+    }
+    assert shared["_kernels_parts.py"] == set()
+    assert {"_kernels_bundle.py", "_kernels_parts.py"} <= shared["_kernels_offline.py"]
+    assert {"_kernels_similarity.py", "_kernels_parts.py"} <= shared["_kernels_graph.py"]
+
+
 def test_no_kernel_was_compiled_before_what_it_shares() -> None:
     """Numba's cache does not notice edits of a file that a kernel imports."""
-    shared = Path(_kernels_parts.__file__)
-    old = [
-        path.name
-        for path in shared.parent.glob("__pycache__/_kernels_*.nbi")
-        if path.stat().st_mtime < shared.stat().st_mtime
-    ]
-    assert not old, f"delete {shared.parent / '__pycache__'}: compiled before {shared.name} changed"
+    old = {
+        str(index.parent)
+        for path in _kernel_files()
+        for index in path.parent.glob(f"__pycache__/{path.stem}.*.nbi")
+        for other in _imported_kernels(path)
+        if index.stat().st_mtime < other.stat().st_mtime
+    }
+    assert not old, f"compiled before what is shared has changed: delete {', '.join(old)}"
 
 
 def test_kernels_do_without_scipy() -> None:
     """Numba's linear algebra (``@``, ``np.dot``, ``np.linalg``) needs scipy, which a plain install does not have."""
     found = []
-    for path in Path(stream4d.__file__).parent.rglob("_kernels*.py"):
+    for path in _kernel_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             is_product = isinstance(node, ast.MatMult)
             is_call = isinstance(node, ast.Attribute) and node.attr in {"dot", "linalg", "vdot"}
