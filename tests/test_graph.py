@@ -55,9 +55,9 @@ def test_the_small_solver(columns: int) -> None:
     M = rng.normal(size=(7, 7))
     A, B = M @ M.T + np.eye(7), rng.normal(size=(7, columns))
     X = B.copy()
-    assert _kernels_similarity.solve7(A.copy(), X)
+    assert _kernels_parts.solve_columns(A.copy(), X)
     np.testing.assert_allclose(X, np.linalg.solve(A, B), atol=1e-10)
-    assert not _kernels_similarity.solve7(A - 100 * np.eye(7), B.copy())
+    assert not _kernels_parts.solve_columns(A - 100 * np.eye(7), B.copy())
 
 
 @pytest.mark.parametrize("n", [1, 2, 30])

@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from stream4d.pose._kernels_parts import solve_columns
 from stream4d.pose._kernels_similarity import (
     add_product,
     adjoint_of,
     between,
     inverse_right_jacobian,
     similarity_log,
-    solve7,
 )
 
 
@@ -106,7 +106,7 @@ def reduce_chain(D, B, g, junction, dense, rhs, solved):
         block[:, :7] = B[i]
         block[:, 7:14] = C.T
         block[:, 14] = g[i]
-        if not solve7(D[i], block):
+        if not solve_columns(D[i], block):
             return False
         add_product(B[i], block[:, :7], -1.0, D[i + 1], True)
         add_product(C, block[:, 7:14], -1.0, D[left], False)

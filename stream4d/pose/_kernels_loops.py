@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from stream4d.pose._kernels_similarity import move_similarity, solve7
+from stream4d.pose._kernels_parts import solve_positive
+from stream4d.pose._kernels_similarity import move_similarity
 
 
 @njit(cache=True, nogil=True)
@@ -78,19 +79,19 @@ def similarity_system(
 @njit(cache=True, nogil=True)
 def fit_similarity(cam, rays, rho, rho_var, poses, patch, frame, uv, info, S, schedule, out, A):
     """Refine S in place while the robust scale anneals through ``schedule``; A (7, 7) receives the information."""
-    g, step, factor = np.empty(7), np.empty((7, 1)), np.empty((7, 7))
+    g, step, factor = np.empty(7), np.empty(7), np.empty((7, 7))
     for scale_sq in schedule:
         similarity_system(
             cam, rays, rho, rho_var, poses, patch, frame, uv, info, S, scale_sq, A, g, out
         )
         for i in range(7):
-            step[i, 0] = -g[i]
+            step[i] = -g[i]
             for j in range(7):
                 factor[i, j] = A[i, j]
             factor[i, i] += 1e-9 * (1.0 + A[i, i])
-        if not solve7(factor, step):
+        if not solve_positive(factor, step):
             return False
-        move_similarity(S, step[:, 0])
+        move_similarity(S, step)
     similarity_system(
         cam, rays, rho, rho_var, poses, patch, frame, uv, info, S, schedule[-1], A, g, out
     )

@@ -84,22 +84,9 @@ def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, room, J, r
 
 @njit(cache=True, nogil=True)
 def global_cost(
-    cam,
-    rays,
-    host,
-    poses,
-    rho,
-    start,
-    frame,
-    uv,
-    info,
-    logd,
-    logd_info,
-    prior,
-    prior_info,
-    scales,
+    cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info, scales,
     out,
-):
+):  # fmt: skip
     """Return the robust cost; ``out`` (N) receives that of each site."""
     R, t, q = np.empty((3, 3)), np.empty(3), np.empty(3)
     total = 0.0
@@ -186,24 +173,9 @@ def eliminate(E, columns, m, inv, g, Ef, S, s):
 
 @njit(cache=True, nogil=True)
 def global_system(
-    cam,
-    rays,
-    host,
-    poses,
-    rho,
-    start,
-    frame,
-    uv,
-    info,
-    logd,
-    logd_info,
-    prior,
-    prior_info,
-    scales,
-    damping,
-    S,
-    s,
-):
+    cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info, scales,
+    damping, S, s,
+):  # fmt: skip
     """Add every site's Schur complement to the upper triangle of S (D, D) and to s (D).
 
     A keyframe has 6 columns; the last column is log focal.
@@ -222,21 +194,9 @@ def global_system(
             k = start[n] + a - 1
             columns[a] = 6 * frame[k]
             if site_rows(
-                cam,
-                rays[n],
-                rho[n],
-                poses[frame[k]],
-                poses[host[n]],
-                uv[k],
-                info[k],
-                logd[k],
-                logd_info[k],
-                scales,
-                room,
-                J,
-                r,
-                w,
-            ):
+                cam, rays[n], rho[n], poses[frame[k]], poses[host[n]], uv[k], info[k], logd[k], logd_info[k],
+                scales, room, J, r, w,
+            ):  # fmt: skip
                 more = add_pair(J, r, w, columns[0], columns[a], S, s, E[0], E[a])
                 C, g, Ef = C + more[0], g + more[1], Ef + more[2]
         if C > 1e-12:
@@ -245,25 +205,9 @@ def global_system(
 
 @njit(cache=True, nogil=True)
 def move_sites(
-    cam,
-    rays,
-    host,
-    poses,
-    rho,
-    start,
-    frame,
-    uv,
-    info,
-    logd,
-    logd_info,
-    prior,
-    prior_info,
-    scales,
-    damping,
-    step,
-    out,
-    rho_info,
-):
+    cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info, scales,
+    damping, step, out, rho_info,
+):  # fmt: skip
     """Write the inverse depths (N) that belong to a step (D) of poses and focal, and their information (N).
 
     Poses and focal are those before the step.
@@ -277,21 +221,9 @@ def move_sites(
         for k in range(start[n], start[n + 1]):
             f = 6 * frame[k]
             if not site_rows(
-                cam,
-                rays[n],
-                rho[n],
-                poses[frame[k]],
-                poses[host[n]],
-                uv[k],
-                info[k],
-                logd[k],
-                logd_info[k],
-                scales,
-                room,
-                J,
-                r,
-                w,
-            ):
+                cam, rays[n], rho[n], poses[frame[k]], poses[host[n]], uv[k], info[k], logd[k], logd_info[k],
+                scales, room, J, r, w,
+            ):  # fmt: skip
                 continue
             u, v, d = r[0], r[1], r[2]
             for i in range(6):
@@ -314,23 +246,9 @@ def move_sites(
 
 @njit(cache=True, nogil=True)
 def settle(
-    cam,
-    rays,
-    host,
-    poses,
-    rho,
-    start,
-    frame,
-    uv,
-    info,
-    logd,
-    logd_info,
-    prior,
-    prior_info,
-    scales,
-    iterations,
-    rho_info,
-):
+    cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info,
+    scales, iterations, rho_info,
+):  # fmt: skip
     """Fit the inverse depths (N, in place) with all cameras held; ``rho_info`` receives their information.
 
     Gauss–Newton on each site by itself, the step bounded to half of what there is.

@@ -88,13 +88,13 @@ def weigh(info, u, v):
 
 
 @njit(cache=True, nogil=True)
-def solve_positive(A, b):
-    """Overwrite b with A⁻¹ b, A symmetric positive (Cholesky by rows, in place); False where it is not positive.
+def factorise(A):
+    """Overwrite the upper triangle of A, symmetric positive, with its Cholesky factor; False where it is not positive.
 
     Rows are contiguous, zeros are skipped. A library's threads would cost more than they save, and numba's own
     ``np.linalg`` needs scipy.
     """
-    n = len(b)
+    n = len(A)
     for k in range(n):
         if not A[k, k] > 0.0:
             return False
@@ -106,6 +106,13 @@ def solve_positive(A, b):
             if f != 0.0:
                 for j in range(i, n):
                     A[i, j] -= f * A[k, j]
+    return True
+
+
+@njit(cache=True, nogil=True)
+def substitute(A, b):
+    """Overwrite b with the solution, A from ``factorise``."""
+    n = len(b)
     for k in range(n):
         b[k] /= A[k, k]
         for j in range(k + 1, n):
@@ -114,4 +121,22 @@ def solve_positive(A, b):
         for j in range(k + 1, n):
             b[k] -= A[k, j] * b[j]
         b[k] /= A[k, k]
+
+
+@njit(cache=True, nogil=True)
+def solve_positive(A, b):
+    """Overwrite b (n,) with A⁻¹ b, and A with its factor; False where A is not positive."""
+    if not factorise(A):
+        return False
+    substitute(A, b)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def solve_columns(A, B):
+    """Overwrite B (n, m) with A⁻¹ B, and A with its factor; False where A is not positive."""
+    if not factorise(A):
+        return False
+    for c in range(B.shape[1]):
+        substitute(A, B[:, c])
     return True

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Kernels of the group Sim(3): logarithm, relative similarity, adjoint, steps; and a small Cholesky solver.
+"""Kernels of the group Sim(3): logarithm, relative similarity, adjoint, steps.
 
 A similarity is ``[scale * R | t]`` as (3, 4). Tangents are (rho, phi, sigma) and move it from the right: ``S exp(xi)``.
 Numba's cache notices edits in a kernel's own file only: after a change here delete ``pose/__pycache__``.
@@ -158,31 +158,6 @@ def add_product(A, B, sign, out, transposed):
             for k in range(7):
                 total += (A[k, i] if transposed else A[i, k]) * B[k, j]
             out[i, j] += sign * total
-
-
-@njit(cache=True, nogil=True)
-def solve7(A, B):
-    """Overwrite the 7-row B with A⁻¹ B, A symmetric positive (Cholesky, in place); False where it is not."""
-    for j in range(7):
-        for k in range(j):
-            A[j, j] -= A[j, k] * A[j, k]
-        if not A[j, j] > 0.0:
-            return False
-        A[j, j] = math.sqrt(A[j, j])
-        for i in range(j + 1, 7):
-            for k in range(j):
-                A[i, j] -= A[i, k] * A[j, k]
-            A[i, j] /= A[j, j]
-    for c in range(B.shape[1]):
-        for i in range(7):
-            for k in range(i):
-                B[i, c] -= A[i, k] * B[k, c]
-            B[i, c] /= A[i, i]
-        for i in range(6, -1, -1):
-            for k in range(i + 1, 7):
-                B[i, c] -= A[k, i] * B[k, c]
-            B[i, c] /= A[i, i]
-    return True
 
 
 @njit(cache=True, nogil=True)
