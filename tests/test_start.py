@@ -10,7 +10,10 @@ import pytest
 from stream4d.geometry import camera, transforms
 from stream4d.models.registry import create_model
 from stream4d.packets import Array
-from stream4d.pose import motions, sampling, start
+from stream4d.pose import anchoring, motions, sampling, start
+from stream4d.pose.progress import Progress
+from stream4d.pose.record import Record
+from tests.oracle import OracleModel
 from tests.synthetic import BIG_MOVERS, Scene
 from tests.test_chain import ate, run
 
@@ -129,3 +132,26 @@ def test_movers_over_forty_percent_of_the_view_with_flow_that_errs() -> None:
     assert error < 0.01 * length
     last = frames[-1]
     assert ((last.motion_prob > 0.5) == scene.moving(last.index)).mean() > 0.95
+
+
+def test_frames_whose_anchor_was_lost_before_the_start_are_placed_backwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A new anchor takes over at frame 8, and the map begins after that."""
+    begin, follow = anchoring._start, anchoring.try_start
+
+    def late(progress: Progress, record: Record, parallax: float) -> None:
+        if record.index > 12:
+            begin(progress, record, parallax)
+
+    def with_a_new_anchor(progress: Progress, record: Record) -> None:
+        follow(progress, record)
+        if record.index == 8:
+            anchoring.anchor(progress, record, record.pose)
+
+    monkeypatch.setattr(anchoring, "try_start", with_a_new_anchor)
+    monkeypatch.setattr(anchoring, "_start", late)
+    scene = Scene("walk")
+    _, poses = run(scene, OracleModel(scene), 24)
+    error, length = ate(scene, poses)
+    assert error < 0.02 * length  # 10 % where they stay in one place

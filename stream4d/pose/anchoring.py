@@ -6,7 +6,7 @@ import numpy as np
 
 from stream4d.geometry.transforms import project_to_so3, square
 from stream4d.packets import Array
-from stream4d.pose import mapping, measure, patches, relocalise, start, track
+from stream4d.pose import backwards, mapping, measure, patches, relocalise, start, track
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -141,6 +141,7 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
         if not r.keyframe:
             measure.fit(progress, r, r.pose, track.COLD)
     mapping.fill(progress, record)
+    backwards.place_earlier(progress, first)
 
 
 def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list[Record]) -> None:
@@ -173,4 +174,6 @@ def _is_believed(begun: start.Start, frames: int, parallax: float) -> bool:
 def _needed_share(frames: int, parallax: float) -> float:
     """Return the share of tracks that must agree after so many frames with so much parallax (of the long side)."""
     most, least = START_SHARE
+    if frames == 1:  # two views hold each track by a line only, however far apart they are
+        return most
     return max(most - 0.0125 * frames - 5.0 * max(parallax - START_PARALLAX, 0.0), least)
