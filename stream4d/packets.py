@@ -281,10 +281,13 @@ class PoseRevision(_ShapeRepr):
     """(N, 4, 4) float64."""
     scale: Array
     """(N,) float64: multiply the stored depth by this."""
+    pose_covariance: Array | None = None
+    """(N, 6, 6) float64 as in ``PosedFrame``; None: as it was."""
 
     def __post_init__(self) -> None:
         N = len(self.indices)
         _check(self, {"indices": (N,), "world_from_cam": (N, 4, 4), "scale": (N,)})
+        _check(self, {"pose_covariance": (N, 6, 6)})
 
 
 class Sink(Protocol):

@@ -12,7 +12,6 @@ from stream4d.config import ChainConfig
 from stream4d.geometry import transforms
 from stream4d.models.registry import create_model
 from stream4d.packets import Array, Frame, PosedFrame, Prediction, Window
-from stream4d.pose import uncertainty
 from stream4d.pose.chain import PoseChain
 from stream4d.pose.correction import interpolated
 from stream4d.pose.keyframe_view import Correction, KeyframeListener, KeyframeView, NullListener
@@ -285,15 +284,6 @@ def test_a_listener_sees_keyframes_and_bends_the_whole_path() -> None:
         sure = view.inverse_depth_info * view.inverse_depth**2 > 400
         ratio = truth[sure] * view.inverse_depth[sure]
         assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.05
-
-
-def test_drift_is_stated_larger_where_patches_fit_worse_than_they_say() -> None:
-    expected, typical = uncertainty.EXPECTED_MISFIT, uncertainty.TYPICAL_PATCHES
-    factors = [uncertainty.drift_factor(x * expected, typical) for x in (0.5, 1, 1.5, 2, 3, 9)]
-    assert factors == sorted(factors)
-    assert factors[0] == factors[1] == uncertainty.DRIFT_INFLATION
-    assert factors[-1] == factors[-2] == pytest.approx(3.0**6 * factors[0])
-    assert uncertainty.drift_factor(expected, typical / 4) == pytest.approx(4 * factors[0])
 
 
 def test_corrections_are_interpolated_between_the_frames_that_are_listed() -> None:

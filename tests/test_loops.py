@@ -277,7 +277,7 @@ def test_nodes_are_merged_without_bending_the_path(monkeypatch: pytest.MonkeyPat
     path, truth = skeleton.Skeleton(), {}
     for t in range(0, 80, 2):
         truth[t] = SCENE.world_from_cam(t)
-        path.enter(t, truth[t], 1.0)
+        path.enter(t, truth[t], 1.0, np.eye(7) * 1e-6, np.zeros(7))
         path.leave(t, truth[t])
         path.thin(np.array([0, 10]))
     assert len(path) == 10
@@ -293,7 +293,7 @@ def test_nodes_are_merged_without_bending_the_path(monkeypatch: pytest.MonkeyPat
 def test_a_loop_that_the_path_cannot_bear_is_refused() -> None:
     path = skeleton.Skeleton()
     for t in range(0, 40, 2):
-        path.enter(t, SCENE.world_from_cam(t), 1.0)
+        path.enter(t, SCENE.world_from_cam(t), 1.0, np.eye(7) * 1e-6, np.zeros(7))
         path.leave(t, SCENE.world_from_cam(t))
     free = np.arange(20) > 0
     true = transforms.invert(SCENE.world_from_cam(0)) @ SCENE.world_from_cam(38)

@@ -157,6 +157,11 @@ class SequenceScorer:
         ):
             self._poses[index] = pose
             self._scales[index] = self._scales.get(index, 1.0) * float(scale)
+        if revision.pose_covariance is not None:
+            for index, covariance in zip(
+                revision.indices.tolist(), revision.pose_covariance, strict=True
+            ):
+                self._covariances[index] = covariance
         self._depth.revise(revision)
 
     def truth_K(self, width: int, height: int) -> Array | None:

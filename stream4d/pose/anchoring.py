@@ -6,7 +6,16 @@ import numpy as np
 
 from stream4d.geometry.transforms import project_to_so3, square
 from stream4d.packets import Array
-from stream4d.pose import backwards, mapping, measure, patches, relocalise, start, track
+from stream4d.pose import (
+    backwards,
+    mapping,
+    measure,
+    patches,
+    relocalise,
+    start,
+    track,
+    uncertainty,
+)
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -77,14 +86,17 @@ def try_start(progress: Progress, record: Record) -> None:
         local_map.cam, local_map.rays[rows], record.uv[rows], record.info[rows],
         track.relative_pose(last, origin),
     )  # fmt: skip
-    pose = rotation @ square(origin)
+    pose = rotation.pose @ square(origin)
     # A product in which the last pose stands three times: where every frame begins anew, its rounding would triple
     # each time, and 35 frames make a singular matrix of 1e-16.
     pose[:, :3] = project_to_so3(pose[:, :3])
     pose[:, 3] = -pose[:, :3] @ (-origin[:, :3].T @ origin[:, 3])
     record.set_pose(pose, local_map, tracked=seen and len(rows) >= MIN_SEEN)
+    record.rows, record.information = rows, rotation.information
     if len(rows) < MIN_KEPT * total or len(rows) < start.MIN_TRACKS:
+        drifted = uncertainty.begin_anew(progress, record)
         anchor(progress, record, pose)
+        local_map.covariance[0], local_map.focal_bias[0] = drifted
         record.is_tracked &= seen
         return
     parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
@@ -141,6 +153,7 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
         if not r.keyframe:
             measure.fit(progress, r, r.pose, track.COLD)
     mapping.fill(progress, record)
+    uncertainty.spread(progress)
     backwards.place_earlier(progress, first)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from stream4d.geometry import transforms
 from stream4d.packets import Array
+from stream4d.pose import uncertainty
+from stream4d.pose.drift import similarity_adjoint
 from stream4d.pose.keyframe_view import Correction, view_of
 from stream4d.pose.leaving import revision_of
 from stream4d.pose.progress import Progress
@@ -19,20 +23,56 @@ def show_keyframes(progress: Progress) -> None:
         if slot < 0:
             continue
         answer = progress.listener.enters(view_of(progress.map, slot, progress.segment))
-        if answer is not None:
-            apply(progress, answer)
+        apply(progress, answer or {}, progress.listener.take_drift())
     progress.entered.clear()
 
 
-def apply(progress: Progress, correction: Correction) -> None:
+def apply(
+    progress: Progress, correction: Correction, drift: Mapping[int, Array] | None = None
+) -> None:
     """Bend the path: ``correction`` holds frame index → Sim(3) new-world-from-old-world.
 
     Frames between two that are listed get the interpolation of their corrections, frames outside the nearest one's.
     Frames in hand follow their keyframe; frames that have left are told anew as a ``PoseRevision`` with the change of
-    their depth's scale. Frames of earlier segments stay.
+    their depth's scale. Frames of earlier segments stay. ``drift`` holds frame index → (7, 7), what is left of the
+    drift there; it may come without a correction.
     """
-    if not correction:
+    if correction:
+        _bend(progress, correction)
+    if drift:
+        _settle(progress, drift)
+
+
+def _settle(progress: Progress, drift: Mapping[int, Array]) -> None:
+    """State the drift that is left, of keyframes and of frames that have left."""
+    listed = np.array(sorted(drift))
+    left = np.stack([drift[int(i)] for i in listed])
+    local_map, departed = progress.map, progress.departed
+    for slot in local_map.order:
+        local_map.covariance[slot] = _between(listed, left, local_map.frame_index[[slot]])[0]
+        local_map.focal_bias[slot] = 0  # is in it
+    mine = departed.index >= listed[0]
+    if not mine.any():
         return
+    at = np.where(departed.reference >= 0, departed.reference, departed.index)[mine]
+    covariance = uncertainty.of_drift(_between(listed, left, at)) + departed.own[mine]
+    lost = departed.is_lost[mine]
+    covariance[lost] = departed.own[mine][lost]
+    progress.revisions.append(
+        revision_of(departed.index[mine], departed.pose[mine], covariance=covariance)
+    )
+
+
+def _between(listed: Array, values: Array, frames: Array) -> Array:  # (k,), (k, 7, 7), (n,)
+    """Return the values of frames between those that are listed, the nearest one's outside."""
+    after = np.clip(np.searchsorted(listed, frames), 1, max(len(listed) - 1, 1))
+    before, after = after - 1, np.minimum(after, len(listed) - 1)
+    span = np.maximum(listed[after] - listed[before], 1)
+    share = np.clip((frames - listed[before]) / span, 0, 1)[:, None, None]
+    return np.asarray((1 - share) * values[before] + share * values[after])
+
+
+def _bend(progress: Progress, correction: Correction) -> None:
     _correct_departed(progress, correction)
     by_frame = {
         int(i): interpolated(correction, int(i)) for i in progress.map.frame_index if i >= 0
@@ -78,11 +118,11 @@ def _correct_map(progress: Progress, by_frame: dict[int, Array]) -> None:
     local_map = progress.map
     for slot in local_map.order:
         S = by_frame[int(local_map.frame_index[slot])]
-        scale, R, t = transforms.decompose(S)
+        scale = transforms.scale_of(S)
         local_map.poses[slot] = corrected_pose(local_map.poses[slot], S)
-        move = transforms.adjoint(transforms.rigid(R, t))
-        move[:, :3] *= scale
+        move = similarity_adjoint(S)
         local_map.covariance[slot] = move @ local_map.covariance[slot] @ move.T
+        local_map.focal_bias[slot] = move @ local_map.focal_bias[slot]
         local_map.rescale_patches(slot, float(scale))
 
 

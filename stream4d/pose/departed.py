@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from stream4d.packets import Array, State
+from stream4d.pose.record import FLOATING
 
 MAX_DEPARTED = 2**15
-"""Frames remembered (about 200 bytes each); of a longer video the oldest can no longer be revised."""
+"""Frames remembered (about 300 bytes each); of a longer video the oldest can no longer be revised."""
 NO_KEYFRAME = -1
+UPPER = np.triu_indices(6)
 
 
 class Departed:
@@ -18,6 +20,7 @@ class Departed:
         self._count = 0
         self._ids = np.zeros((64, 2), np.int64)
         self._poses = np.zeros((64, 2, 3, 4))
+        self._own = np.zeros((64, len(UPPER[0])), np.float32)
 
     @property
     def index(self) -> Array:
@@ -39,18 +42,35 @@ class Departed:
         """(n, 3, 4) camera-from-world as last told."""
         return self._poses[: self._count, 1]
 
-    def add(self, index: int, reference: int, from_reference: Array, pose: Array) -> None:
+    @property
+    def own(self) -> Array:
+        """(n, 6, 6) the part of its covariance that is not drift."""
+        out = np.zeros((self._count, 6, 6))
+        out[:, UPPER[0], UPPER[1]] = out[:, UPPER[1], UPPER[0]] = self._own[: self._count]
+        return out
+
+    @property
+    def is_lost(self) -> Array:
+        """(n,) bool: its pose was only predicted, so that all of its covariance is its own."""
+        return np.asarray(self._own[: self._count, 0] >= FLOATING[0, 0])
+
+    def add(
+        self, index: int, reference: int, from_reference: Array, pose: Array, own: Array
+    ) -> None:
         """Remember one more frame."""
         if self._count == len(self._ids):
             if self._count >= MAX_DEPARTED:  # forget the older half: each copy pays for many frames
                 self._count //= 2
                 self._ids[: self._count] = self._ids[-self._count :].copy()
                 self._poses[: self._count] = self._poses[-self._count :].copy()
+                self._own[: self._count] = self._own[-self._count :].copy()
             else:
                 self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
                 self._poses = np.concatenate([self._poses, np.zeros_like(self._poses)])
+                self._own = np.concatenate([self._own, np.zeros_like(self._own)])
         self._ids[self._count] = index, reference
         self._poses[self._count] = from_reference, pose
+        self._own[self._count] = own[UPPER]
         self._count += 1
 
     def settle(self, reference: int | None = None) -> None:
@@ -64,12 +84,17 @@ class Departed:
 
     def state(self) -> State:
         """Return what ``restore`` needs."""
-        return {"ids": self._ids[: self._count].copy(), "poses": self._poses[: self._count].copy()}
+        known = slice(0, self._count)
+        return {
+            "ids": self._ids[known].copy(), "poses": self._poses[known].copy(), "own": self._own[known].copy()
+        }  # fmt: skip
 
     @classmethod
     def restore(cls, state: State) -> Departed:
         """Return the frames that gave ``state``."""
         out = cls()
-        for ids, poses in zip(state["ids"], state["poses"], strict=True):
-            out.add(int(ids[0]), int(ids[1]), poses[0], poses[1])
+        whole = np.zeros((6, 6))
+        for ids, poses, own in zip(state["ids"], state["poses"], state["own"], strict=True):
+            whole[UPPER] = own
+            out.add(int(ids[0]), int(ids[1]), poses[0], poses[1], whole)
         return out

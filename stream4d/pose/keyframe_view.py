@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,10 @@ class KeyframeView:
     """(4, 4) rigid."""
     K: Array
     """(3, 3)."""
+    drift: Array = field(default_factory=lambda: np.zeros((7, 7)))
+    """(7, 7) covariance of the drift since the keyframe before it in the map: left tangent of Sim(3), world."""
+    focal_bias: Array = field(default_factory=lambda: np.zeros(7))
+    """(7,) drift since then by a focal length that is wrong by its 1σ."""
 
 
 class KeyframeListener(Protocol):
@@ -47,6 +51,9 @@ class KeyframeListener(Protocol):
 
     def leaves(self, keyframe: KeyframeView) -> None:
         """See a keyframe for the last time: its pose and depths are final, but for later corrections."""
+
+    def take_drift(self) -> dict[int, Array]:
+        """Return what a loop that has just been closed leaves of the drift, frame index → (7, 7); empty: no news."""
 
     def state(self) -> State:
         """Return what ``restore`` needs."""
@@ -64,6 +71,10 @@ class NullListener:
 
     def leaves(self, keyframe: KeyframeView) -> None:
         """Forget it."""
+
+    def take_drift(self) -> dict[int, Array]:
+        """Know of none."""
+        return {}
 
     def state(self) -> State:
         """Return nothing."""
@@ -86,4 +97,16 @@ def view_of(local_map: LocalMap, slot: int, segment: int) -> KeyframeView:
         index=int(local_map.frame_index[slot]), segment=segment, grey=local_map.images[0][slot].copy(),
         uv=uv, inverse_depth=local_map.rho[seen] / z, inverse_depth_info=local_map.rho_info[seen] * z**2,
         world_from_cam=to_world_from_cam(local_map.poses[slot]), K=local_map.K.copy(),
+        **_drift_since(local_map, slot),
     )  # fmt: skip
+
+
+def _drift_since(local_map: LocalMap, slot: int) -> dict[str, Array]:
+    """Return the drift since the keyframe before; of the oldest one, since the first frame."""
+    order = local_map.order
+    at = int(np.flatnonzero(order == slot)[0])
+    drift, bias = local_map.covariance[slot].copy(), local_map.focal_bias[slot].copy()
+    if at > 0:
+        drift -= local_map.covariance[order[at - 1]]
+        bias -= local_map.focal_bias[order[at - 1]]
+    return {"drift": drift, "focal_bias": bias}

@@ -14,12 +14,6 @@ from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
 
 MIN_REFITTED = 12
 """Patches below which a leaving frame keeps the pose it had."""
-MOST_ERROR = 16.0
-"""Squared error, σ², at which a patch counts fully as a misfit: how far off an outlier is says nothing."""
-MEMORY = 0.05
-"""Share of the newest frame in what is remembered of how well patches fit."""
-FEWEST = 5
-"""Patches that are counted as agreeing at least."""
 
 
 def finalise(progress: Progress, record: Record, following: Record | None) -> PosedFrame:
@@ -29,13 +23,14 @@ def finalise(progress: Progress, record: Record, following: Record | None) -> Po
     depth, confidence, moving = densify(progress, record, pose)
     slot = local_map.slot_of(record.reference)
     hanging = track.relative_pose(pose, local_map.poses[slot] if slot >= 0 else np.eye(3, 4))
+    covariance, own = _covariance(progress, record, pose)
     progress.departed.add(
-        record.index, record.reference if slot >= 0 else NO_KEYFRAME, hanging, pose
+        record.index, record.reference if slot >= 0 else NO_KEYFRAME, hanging, pose, own
     )
     return PosedFrame(
         index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
         K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose),
-        pose_covariance=_covariance(progress, record, pose),
+        pose_covariance=covariance,
         depth=depth, confidence=confidence, motion_prob=moving,
         flow=following.flow_here if following is not None else None,
         flow_uncertainty=following.sigma_here if following is not None else None,
@@ -56,22 +51,11 @@ def _last_fit(progress: Progress, record: Record) -> Array:
     ).pose
 
 
-def _covariance(progress: Progress, record: Record, pose: Array) -> Array:
-    """Return the honest covariance of a pose: its own fit and its keyframe's drift, by how well patches fit lately."""
-    local_map = progress.map
-    errors = record.errors
-    misfit = float(np.minimum(errors, MOST_ERROR).mean()) if len(errors) else progress.misfit
-    agreeing = max(int((errors < track.INLIER_SQ).sum()), FEWEST)
-    progress.misfit += MEMORY * (misfit - progress.misfit)
-    progress.agreeing += MEMORY * (agreeing - progress.agreeing)
+def _covariance(progress: Progress, record: Record, pose: Array) -> tuple[Array, Array]:
+    """Return the covariance of a pose and the part that is not drift; a pose that was guessed is not known."""
     if not record.is_tracked:
-        return FLOATING
-    slot = local_map.slot_of(record.reference)
-    drift = local_map.covariance[slot] if slot >= 0 else np.zeros((6, 6))
-    factor = uncertainty.drift_factor(progress.misfit, progress.agreeing)
-    return uncertainty.of_pose(
-        record.information, pose, drift, factor=factor, started=progress.started
-    )
+        return FLOATING, FLOATING
+    return uncertainty.of_frame(progress, record, pose)
 
 
 def revise(progress: Progress, slot: int) -> None:
@@ -87,10 +71,13 @@ def revise(progress: Progress, slot: int) -> None:
     progress.revisions.append(revision_of(departed.index[mine], departed.pose[mine]))
 
 
-def revision_of(indices: Array, poses: Array, scale: Array | None = None) -> PoseRevision:
+def revision_of(
+    indices: Array, poses: Array, scale: Array | None = None, covariance: Array | None = None
+) -> PoseRevision:
     """Return the revision that tells camera-from-world poses (n, 3, 4) of frames that have left."""
     return PoseRevision(
         indices=indices.copy(),
         world_from_cam=to_world_from_cam(poses),
         scale=np.ones(len(indices)) if scale is None else scale,
+        pose_covariance=covariance,
     )

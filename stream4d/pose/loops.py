@@ -50,13 +50,20 @@ class LoopCloser:
         self._wait = 0
         self.closed = 0
         """Loops found so far."""
+        self._has_news = False
 
     def enters(self, keyframe: KeyframeView) -> Correction | None:
         """Look for where the keyframe has been before; returns how the path bends, if it does."""
         if keyframe.segment != self._segment:
             self._begin(keyframe.segment)
         depth = 1 / np.median(keyframe.inverse_depth) if len(keyframe.inverse_depth) else 1.0
-        self._skeleton.enter(keyframe.index, keyframe.world_from_cam, float(depth))
+        self._skeleton.enter(
+            keyframe.index,
+            keyframe.world_from_cam,
+            float(depth),
+            keyframe.drift,
+            keyframe.focal_bias,
+        )
         self._wait -= 1
         looks = self._wait <= 0
         here = self._memory.enter(keyframe.index, keyframe.grey, keyframe.uv, described=looks)
@@ -87,6 +94,11 @@ class LoopCloser:
         if len(settled) > MAX_PLACES:
             self._thin_places(settled)
         self._skeleton.thin(np.array([p.index for p in self._memory.places]))
+
+    def take_drift(self) -> dict[int, Array]:
+        """Return what the loops leave of the drift, once after each loop: frame index → (7, 7) in the world."""
+        news, self._has_news = self._has_news, False
+        return self._skeleton.remaining_drift() if news else {}
 
     def state(self) -> State:
         """Return what ``restore`` needs; bounded."""
@@ -120,6 +132,7 @@ class LoopCloser:
         if poses is None:
             return None
         self.closed += 1
+        self._has_news = True
         moves = poses @ transforms.invert(skeleton.pose)
         bend = _bend(moves, skeleton)
         if bend[-1] < WORTH_IT:

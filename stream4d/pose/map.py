@@ -32,7 +32,9 @@ class LocalMap:
     poses: Array = field(init=False)
     """(F, 3, 4) camera-from-world."""
     covariance: Array = field(init=False)
-    """(F, 6, 6) of the keyframes' poses, left twist of world-from-camera, drift included."""
+    """(F, 7, 7) of the keyframes' drift since the first frame: left tangent of Sim(3) at the world's origin."""
+    focal_bias: Array = field(init=False)
+    """(F, 7) the drift that a focal length wrong by its 1σ has made so far."""
     images: tuple[Array, ...] = field(init=False)
     """Pyramids of all keyframes: (F, H, W), (F, H/2, W/2), … uint8."""
     host: Array = field(init=False)
@@ -62,7 +64,7 @@ class LocalMap:
         F, N = self.slots, self.slots * self.per_frame
         self.frame_index = np.full(F, -1, np.int64)
         self.poses = np.tile(np.eye(3, 4), (F, 1, 1))
-        self.covariance = np.zeros((F, 6, 6))
+        self.covariance, self.focal_bias = np.zeros((F, 7, 7)), np.zeros((F, 7))
         sizes = [(self.height, self.width)]
         for _ in range(LEVELS - 1):
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
@@ -104,7 +106,7 @@ class LocalMap:
         """Free a slot and its patches."""
         rows = self.rows(slot)
         self.frame_index[slot] = -1
-        self.covariance[slot] = 0
+        self.covariance[slot], self.focal_bias[slot] = 0, 0
         self.host[rows] = -1
         self.var[:, rows] = np.inf
         self.var[slot] = np.inf

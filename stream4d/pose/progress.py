@@ -9,9 +9,9 @@ import numpy as np
 from stream4d.config import ChainConfig
 from stream4d.geometry import camera
 from stream4d.packets import Array, Frame, PoseRevision, State
-from stream4d.pose import uncertainty
 from stream4d.pose.dense import DenseState
 from stream4d.pose.departed import Departed
+from stream4d.pose.focal import Focal
 from stream4d.pose.keyframe_view import KeyframeListener, NullListener
 from stream4d.pose.map import LocalMap
 from stream4d.pose.record import Record
@@ -24,8 +24,6 @@ _SCALARS = (
     "segment",
     "lost",
     "tracked_before",
-    "misfit",
-    "agreeing",
 )
 """Fields that the state holds as numbers."""
 
@@ -43,7 +41,9 @@ class Progress:
     """True while the map has depth."""
     focal_known: bool = False
     focal_info: float = 0.0
-    """Information of log focal gathered so far."""
+    """1/variance of log focal, all that is known of it."""
+    focal: Focal = field(default_factory=Focal)
+    """What is known of it besides what the map shows."""
     segment: int = 0
     lost: int = 0
     """Frames since a pose was last measured."""
@@ -53,10 +53,6 @@ class Progress:
     """(4, 4) camera-from-previous-camera of the last two measured frames."""
     dense: DenseState | None = None
     """Depth and motion of the frame that left last."""
-    misfit: float = uncertainty.EXPECTED_MISFIT
-    """Mean squared error of the patches in the frames that left lately, σ²."""
-    agreeing: float = 5.0
-    """Patches that agreed in them; few at first, when nothing has been seen to agree."""
     departed: Departed = field(default_factory=Departed)
     revisions: list[PoseRevision] = field(default_factory=list)
     """Corrections of departed frames that nobody has fetched yet."""
@@ -69,7 +65,10 @@ class Progress:
         H, W = frame.rgb.shape[:2]
         guess = camera.centred_K(camera.default_focal(W, H), W, H)
         K = np.array(guess if frame.K is None else frame.K, np.float64)
-        return cls(config, _empty_map(H, W, config, K), listener, focal_known=frame.K is not None)
+        return cls(
+            config, _empty_map(H, W, config, K), listener, focal_known=frame.K is not None,
+            focal=Focal.usual(max(H, W)),
+        )  # fmt: skip
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -87,7 +86,7 @@ class Progress:
         out["velocity"] = self.velocity.copy()
         out["shape"] = np.array(self.shape)
         out["count"] = np.array(len(self.records))
-        out |= pack("map", self.map)
+        out |= pack("map", self.map) | pack("focal", self.focal)
         if self.dense is not None:
             out |= pack("dense", self.dense)
         for i, record in enumerate(self.records):
@@ -105,6 +104,7 @@ class Progress:
         out = cls(
             config, unpack("map", state, _empty_map(H, W, config, np.eye(3))), listener,
             velocity=np.array(state["velocity"]), departed=Departed.restore(part("departed", state)),
+            focal=unpack("focal", state, Focal()),
         )  # fmt: skip
         for name, value in zip(_SCALARS, state["scalars"], strict=True):
             setattr(out, name, type(getattr(out, name))(value))

@@ -13,7 +13,7 @@ import numpy as np
 
 from stream4d.geometry import transforms
 from stream4d.packets import Array, State
-from stream4d.pose import graph
+from stream4d.pose import graph, loop_drift
 
 MAX_NODES = 640
 """Keyframes kept; of a longer path the most crowded ones are merged with their neighbours."""
@@ -45,6 +45,10 @@ class Skeleton:
     """(n, 4, 4) previous-from-node."""
     step_covariance: Array = field(default_factory=lambda: np.zeros((0, 7, 7)))
     """(n, 7, 7) of its right tangent."""
+    drift: Array = field(default_factory=lambda: np.zeros((0, 7, 7)))
+    """(n, 7, 7) covariance of the drift since the node before, as stated: right tangent, in the node's unit."""
+    focal_bias: Array = field(default_factory=lambda: np.zeros((0, 7)))
+    """(n, 7) drift since the node before by a focal length wrong by its 1σ: right tangent."""
     loops: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     """(m, 2) frame indices: of the place, and of the keyframe that came back."""
     loop: Array = field(default_factory=lambda: np.zeros((0, 4, 4)))
@@ -71,14 +75,25 @@ class Skeleton:
             out = out @ self.step[k]
         return out
 
-    def enter(self, index: int, world_from_cam: Array, depth: float) -> None:
-        """Add the newest keyframe."""
+    def enter(
+        self, index: int, world_from_cam: Array, depth: float, drift: Array, focal_bias: Array
+    ) -> None:
+        """Add the newest keyframe; ``drift`` and ``focal_bias`` since the one before are in the world."""
         before = self.pose[-1] if len(self) else world_from_cam
         sigma = STEP_SIGMA * [depth, depth, depth, 1, 1, 1, 1]
         self._append(
             index=index, pose=world_from_cam, unit=1.0, is_live=True, depth=depth,
             step=transforms.invert(before) @ world_from_cam, step_covariance=np.diag(sigma**2),
+            **loop_drift.in_node(world_from_cam, drift, focal_bias),
         )  # fmt: skip
+
+    def remaining_drift(self) -> dict[int, Array]:
+        """Return frame index → (7, 7) drift in the world since the first node, as the loops leave it."""
+        ends = np.searchsorted(self.index, self.loops)
+        left = loop_drift.remaining(
+            self.pose, self.drift, self.focal_bias, ends, self.loop_covariance
+        )
+        return dict(zip(self.index.tolist(), left, strict=True))
 
     def leave(self, index: int, world_from_cam: Array) -> float:
         """Settle a keyframe with its final pose; returns the map's unit over the node's."""
@@ -157,12 +172,20 @@ class Skeleton:
         self.step[k + 1], self.step_covariance[k + 1] = graph.chained(
             self.step[k], self.step_covariance[k], self.step[k + 1], self.step_covariance[k + 1]
         )
-        for name in ("index", "pose", "unit", "is_live", "depth", "step", "step_covariance"):
+        self.drift[k + 1], self.focal_bias[k + 1] = loop_drift.chained(
+            self.pose[k : k + 2], self.drift[k : k + 2], self.focal_bias[k : k + 2]
+        )
+        for name in _OF_NODES:
             setattr(self, name, np.delete(getattr(self, name), k, axis=0))
 
     def _drop_loop(self, i: int) -> None:
         for name in ("loops", "loop", "loop_covariance"):
             setattr(self, name, np.delete(getattr(self, name), i, axis=0))
+
+
+_OF_NODES = (
+    "index", "pose", "unit", "is_live", "depth", "step", "step_covariance", "drift", "focal_bias",
+)  # fmt: skip
 
 
 def _most_crowded(times: Array) -> int:

@@ -91,8 +91,8 @@ def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, info: Arr
 
 def rotation_between(
     cam: Array, rays: Array, uv: Array, info: Array, start: Array
-) -> tuple[Array, Array]:
-    """Fit a pure rotation (n rays at infinity); returns (3, 4) and the residual length per patch in pixels."""
+) -> tuple[Fit, Array]:
+    """Fit a pure rotation (n rays at infinity); returns it and the residual length per patch in pixels."""
     zero = np.zeros(len(rays))
     fits = [
         fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, info, start, schedule)
@@ -102,7 +102,7 @@ def rotation_between(
     q = rays @ fit.pose[:, :3].T
     z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
     residual = cam[:2] * q[:, :2] / z[:, None] + cam[2:] - uv
-    return fit.pose, np.hypot(residual[:, 0], residual[:, 1])
+    return fit, np.hypot(residual[:, 0], residual[:, 1])
 
 
 def project_rows(local_map: LocalMap, rows: Array, pose: Array) -> tuple[Array, Array]:

@@ -130,7 +130,7 @@ class Store(Sequence[PosedFrame]):
     @functools.cached_property
     def pose_covariance(self) -> Array:
         """(T, 6, 6) float64, see ``PosedFrame``."""
-        return self._rows("pose_covariance")
+        return self._revised("pose_covariance")
 
     @functools.cached_property
     def depth_scale(self) -> Array:
@@ -303,7 +303,8 @@ class Store(Sequence[PosedFrame]):
     def _revised(self, name: str) -> Array:
         """Return rows with a revision that was published but not yet worked in."""
         rows = self._rows(name)
-        if pending := self.attrs.get("pending_revision"):
+        pending = self.attrs.get("pending_revision")
+        if pending and name in pending:
             rows[np.array(pending["index"])] = np.array(pending[name])
         return rows
 

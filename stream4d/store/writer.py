@@ -269,11 +269,16 @@ class StoreWriter:
         indices = np.unique(np.concatenate([r.indices for r in self._revisions])).astype(np.int64)
         poses = self._arrays.rows["world_from_cam"].get(indices)
         scales = self._arrays.rows["depth_scale"].get(indices)
+        covariances = self._arrays.rows["pose_covariance"].get(indices)
         for revision in self._revisions:
             at = np.searchsorted(indices, revision.indices)
             poses[at] = revision.world_from_cam
+            if revision.pose_covariance is not None:
+                covariances[at] = revision.pose_covariance
             scales[at] *= revision.scale
-        return {"index": indices, "world_from_cam": poses, "depth_scale": scales}
+        return {
+            "index": indices, "world_from_cam": poses, "depth_scale": scales, "pose_covariance": covariances
+        }  # fmt: skip
 
     def _apply(self, changes: dict[str, Array] | None) -> None:
         """Bring the arrays up to date with the published revision, then take it out of the root."""
