@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stream4d.eval import loops
+from stream4d.eval import loop_clips, loops
 from stream4d.geometry import transforms
 from stream4d.packets import Frame
 from tests.synthetic import Scene
@@ -13,15 +13,15 @@ from tests.synthetic import Scene
 SCENE = Scene("orbit", width=96, height=72, focal=82.0)
 
 
-def clip(n: int = 6) -> loops.LoopClip:
+def clip(n: int = 6) -> loop_clips.LoopClip:
     frames = [SCENE.frame(i) for i in range(n)]
-    return loops.LoopClip(
+    return loop_clips.LoopClip(
         name="room", frames=frames, truth={i: SCENE.world_from_cam(i) for i in range(n)}
     )
 
 
 def test_a_clip_comes_back_to_its_first_image() -> None:
-    both = loops.there_and_back(clip())
+    both = loop_clips.there_and_back(clip())
     assert [frame.index for frame in both.frames] == list(range(11))
     for i in range(11):
         np.testing.assert_array_equal(both.frames[i].rgb, both.frames[10 - i].rgb)
@@ -43,7 +43,7 @@ def test_the_return_is_measured_in_percent_of_the_way_and_degrees() -> None:
 
 
 def test_the_error_needs_truth_and_knows_no_scale() -> None:
-    both = loops.there_and_back(clip())
+    both = loop_clips.there_and_back(clip())
     poses = np.stack([both.truth[i] for i in range(11)])
     poses[:, :3, 3] *= 3
     assert loops.path_error(poses, both.truth) == pytest.approx(0, abs=1e-6)
@@ -51,7 +51,7 @@ def test_the_error_needs_truth_and_knows_no_scale() -> None:
 
 
 def test_a_run_gives_a_line_and_a_picture() -> None:
-    short = loops.there_and_back(clip(4))
+    short = loop_clips.there_and_back(clip(4))
     without, with_loops = (
         loops.outcome(short, "classical", loop_closure=on) for on in (False, True)
     )
@@ -63,7 +63,7 @@ def test_a_run_gives_a_line_and_a_picture() -> None:
 
 
 def test_the_rendered_orbit_has_true_poses() -> None:
-    made = loops.rendered_orbit(frames=3)
+    made = loop_clips.rendered_orbit(frames=3)
     assert len(made.frames) == 3
     assert isinstance(made.frames[0], Frame)
     assert np.abs(made.truth[2][:3, 3]).max() > 0
