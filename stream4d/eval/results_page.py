@@ -78,9 +78,9 @@ def results_page(
     parts = [
         "# Results",
         f"Made by `{command}` with stream4d {runs[0]['run']['version']} (code {runs[0]['run']['code']}) on {machine}. "
-        "Clips: the shared evaluation clips. No clip is treated specially, but constants of the pose chain and the "
-        "inflation of its covariances were chosen on these same clips taken together: there is no held-out set yet. "
-        "What goes wrong is listed too.",
+        "Clips: the shared evaluation clips. No clip is treated specially, but constants of the pose chain were chosen "
+        "on these same clips taken together: there is no held-out set yet. The inflation of its covariances was chosen "
+        "on rendered clips that are not among them. What goes wrong is listed too.",
         *([repeat] if repeat else []),
         *(_model_section(run) for run in runs),
         _peer_section(runs),
