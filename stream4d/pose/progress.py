@@ -90,7 +90,7 @@ class Progress:
         if self.dense is not None:
             out |= pack("dense", self.dense)
         for i, record in enumerate(self.records):
-            out |= pack(f"record{i:03d}", record)
+            out |= record.state(f"record{i:03d}")
         return (
             out
             | nested("departed", self.departed.state())
@@ -109,7 +109,7 @@ class Progress:
         for name, value in zip(_SCALARS, state["scalars"], strict=True):
             setattr(out, name, type(getattr(out, name))(value))
         for i in range(int(state["count"])):
-            out.records.append(unpack(f"record{i:03d}", state, Record.empty()))
+            out.records.append(Record.restore(f"record{i:03d}", state))
         if "dense.rho" in state:
             out.dense = unpack("dense", state, DenseState())
         listener.restore(part("listener", state))

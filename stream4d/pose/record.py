@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream4d.geometry.transforms import project_to_so3, rigid, square
-from stream4d.packets import Array, Frame
+from stream4d.packets import Array, Frame, State
 from stream4d.pose import patches
 from stream4d.pose.dense import Maps
 from stream4d.pose.map import LocalMap
+from stream4d.pose.state import pack, unpack
 
 FLOATING = np.diag([1.0, 1.0, 1.0, 0.1, 0.1, 0.1])
 """Covariance of a pose that was only predicted: a scene's depth, 18°."""
@@ -62,11 +63,19 @@ class Record:
             np.eye(3, 4), -1, np.eye(4), np.zeros(0, np.int64), np.zeros(0), np.zeros((6, 6)),
         )  # fmt: skip
 
+    def state(self, prefix: str) -> State:
+        """Return what ``restore`` needs; the pyramid is made of the image again."""
+        whole = pack(prefix, self)
+        return {name: a for name, a in whole.items() if not name.startswith(f"{prefix}.pyramid")}
+
     @classmethod
-    def empty(cls) -> Record:
-        """Return a record for ``state.unpack`` to fill."""
+    def restore(cls, prefix: str, state: State) -> Record:
+        """Return the record that gave ``state``."""
         none = np.zeros(0)
-        return cls(0, 0, none, (), none, none, none, none, -1, none, none, none, none)
+        empty = cls(0, 0, none, (), none, none, none, none, -1, none, none, none, none)
+        record = unpack(prefix, state, empty)
+        record.pyramid = patches.pyramid(record.rgb)
+        return record
 
     def take(self, maps: Maps, previous: Record | None) -> None:
         """Keep what the model predicted of this frame."""
