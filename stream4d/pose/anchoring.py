@@ -31,7 +31,7 @@ PURITY = 0.8
 """What agrees well with a start, over what does not clearly disagree, from which no other motion is mixed into it."""
 CLEAR_MARGIN = 1.15
 """Score over that of the best other motion from which the two are told apart."""
-THOROUGH_AFTER = frozenset({2, 4, 6, 8, 10, 13, 16, 20, 25, 30, 35, 39})
+THOROUGH_AFTER = frozenset({2, 4, 6, 8, 11, 15, 20, 26, 32, 39})
 """Frames after the anchor at which the scene is looked for among movers: the search is dear."""
 START_STILL_PX = 0.5
 START_EXPLAINED = 0.2

@@ -79,7 +79,9 @@ def start_map(
     tracks = every[0]
     best = _best(tracks, grown)
     if thorough and (best is None or _share(tracks, best) < CLEAR_SHARE):
-        for one in every:
+        for one in (
+            every[1:-1] or every
+        ):  # growing frees the focal length: the extremes are in reach
             grown += motions.grow(one, sampling.sampled(one, len(uv) - 1))
         best = _best(tracks, grown)
     if best is None or (best.error < AGREEING).sum() < MIN_TRACKS // 2:
