@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stream4d.config import ChainConfig
 from stream4d.eval.coverage import coverage
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array
-from stream4d.pose import drift, refine, uncertainty
+from stream4d.pose import correction, drift, refine, uncertainty
+from stream4d.pose.departed import Departed
+from stream4d.pose.keyframe_view import NullListener
 from stream4d.pose.map import LocalMap
-from stream4d.pose.record import to_world_from_cam
+from stream4d.pose.progress import Progress
+from stream4d.pose.record import FLOATING, to_world_from_cam
 from tests.oracle import OracleModel
 from tests.synthetic import Scene
 from tests.test_chain import run
@@ -139,3 +143,33 @@ def test_a_camera_that_only_turns_states_the_drift_of_its_turn(with_K: bool) -> 
     assert np.median(np.abs(ratios)) > 0.02  # not everything is possible
     grown = np.trace(stated[:, 3:, 3:], axis1=1, axis2=2)
     assert grown[50] > grown[2]
+
+
+def test_what_a_loop_leaves_reaches_keyframes_and_frames_that_have_left() -> None:
+    scene = Scene("walk")
+    progress = Progress.begin(scene.frame(0), ChainConfig(), NullListener())
+    local_map = progress.map
+    nothing = np.zeros((len(local_map.host), 3))
+    local_map.add_keyframe(
+        0, 20, np.eye(3, 4), tuple(level[0] for level in local_map.images), nothing[:, :2],
+        np.full(len(nothing), np.inf), nothing,
+    )  # fmt: skip
+    local_map.covariance[0], local_map.focal_bias[0] = np.eye(7), np.ones(7)
+    own = 1e-4 * np.eye(6)
+    for index, reference in ((5, -1), (15, -1), (22, 20)):
+        progress.departed.add(index, reference, np.eye(3, 4), np.eye(3, 4), own)
+    progress.departed.add(23, 20, np.eye(3, 4), np.eye(3, 4), FLOATING)
+    correction.apply(progress, {}, {0: np.zeros((7, 7)), 10: 0.2 * np.eye(7), 20: 0.1 * np.eye(7)})
+    (revision,) = progress.revisions
+    assert revision.pose_covariance is not None
+    assert revision.indices.tolist() == [5, 15, 22, 23]
+    np.testing.assert_array_equal(revision.world_from_cam, np.tile(np.eye(4), (4, 1, 1)))
+    sizes = revision.pose_covariance[:, 0, 0]
+    np.testing.assert_allclose(sizes[:3], [0.1001, 0.1501, 0.1001], rtol=1e-5)
+    np.testing.assert_allclose(
+        revision.pose_covariance[3], FLOATING, rtol=1e-6
+    )  # it was never measured
+    np.testing.assert_allclose(local_map.covariance[0], 0.1 * np.eye(7))
+    assert not local_map.focal_bias.any()
+    again = Departed.restore(progress.departed.state())
+    np.testing.assert_array_equal(again.own, progress.departed.own)
