@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TypeGuard
+
 import numpy as np
 
 from stream4d.geometry.transforms import project_to_so3, square
@@ -14,6 +17,7 @@ from stream4d.pose import (
     relocalise,
     start,
     track,
+    turning,
     uncertainty,
 )
 from stream4d.pose.progress import Progress
@@ -50,6 +54,8 @@ MIN_SEEN = 8
 def anchor(progress: Progress, record: Record, pose: Array) -> None:
     """Begin (again) from this frame: it becomes the only keyframe, its patches at infinity."""
     local_map = progress.map
+    share = progress.focal.fresh / max(len(local_map.order), 1) if progress.started else 1.0
+    progress.focal.take_up(share)
     for slot in local_map.order:
         if progress.started or progress.lost:
             mapping.retire(progress, int(slot))
@@ -103,6 +109,8 @@ def try_start(progress: Progress, record: Record) -> None:
     explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
     if parallax > START_PARALLAX * progress.size and explained < START_EXPLAINED:
         _start(progress, record, parallax)
+    if not progress.started:
+        turning.learn_focal(progress, record)
 
 
 def _cut(progress: Progress, record: Record) -> None:
@@ -141,12 +149,18 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
     picks = np.unique(np.linspace(0, len(held) - 1, START_FRAMES).round().astype(int))
     chosen = [held[i] for i in picks]
     rows = np.flatnonzero(local_map.host == 0)
-    begun = start.start_map(
-        local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
-        np.stack([r.info[rows] for r in chosen]), size=progress.size, focal_known=progress.focal_known,
-        thorough=len(held) in THOROUGH_AFTER,
+    look = functools.partial(
+        start.start_map, local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
+        np.stack([r.info[rows] for r in chosen]), size=progress.size,
+        focal_known=progress.focal_known or progress.focal.settled,
     )  # fmt: skip
-    if begun is None or not _is_believed(begun, len(held), parallax / progress.size):
+    thorough = len(held) in THOROUGH_AFTER
+    begun = look(thorough=thorough)
+    if not _is_believed(begun, len(held), parallax / progress.size):
+        return
+    if not thorough and not _is_believed(
+        begun := look(thorough=True), len(held), parallax / progress.size
+    ):
         return
     _build_map(progress, begun, rows, chosen)
     for r in held:
@@ -162,7 +176,9 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
     local_map = progress.map
     if not progress.focal_known:
         local_map.set_focal(begun.focal / local_map.K[0, 0])
-        progress.focal_info = begun.focal_information
+        progress.focal.forget()  # the frames that turned are in the map
+        progress.focal.fresh = len(chosen)
+        progress.focal_info = progress.focal.info
     origin = square(local_map.poses[0])
     local_map.rho[rows], local_map.rho_info[rows] = begun.rho, begun.rho_info
     local_map.prior[rows], local_map.prior_info[rows] = begun.rho, 1e-6
@@ -175,9 +191,9 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
     progress.velocity = np.eye(4)
 
 
-def _is_believed(begun: start.Start, frames: int, parallax: float) -> bool:
+def _is_believed(begun: start.Start | None, frames: int, parallax: float) -> TypeGuard[start.Start]:
     """Tell whether the start is the scene's: enough of the view agrees with it, or what does is clearly one body."""
-    if begun.quality < START_QUALITY:
+    if begun is None or begun.quality < START_QUALITY:
         return False
     if frames >= PURE_AFTER and begun.purity > PURITY and begun.margin > CLEAR_MARGIN:
         return begun.share > PURE_SHARE
