@@ -9,6 +9,7 @@ Inner loops run over pixels, sub-pixels or channels without branches, so that th
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit, types
@@ -16,6 +17,8 @@ from numba.extending import overload
 
 FLAGS = {"contract", "reassoc"}
 """Vector sums of dot products: the correlation takes a third of its time without. Neither loses a NaN."""
+COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": FLAGS}
+"""How kernels are compiled. Python's errors would test every divisor for zero: no loop with a division used vectors."""
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2_E = np.float32(1.4426950408889634)
@@ -28,25 +31,23 @@ CELL = 4
 """Pixels along the side of a cell: maps of features are at a quarter of the resolution."""
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS, inline="always")
-def exponentials(x, bits, n):
-    """Replace the first n values of ``x``, all ≤ 0, by their exponentials; ``bits`` is room for n int32.
+@njit(**COMPILED, inline="always")
+def exponentials(x, n):
+    """Replace the first n values of ``x``, all ≤ 0, by their exponentials.
 
-    2^f by a polynomial on (-1, 0] (relative error 8e-8), 2^k by the bits of the exponent. Unlike calls of the C
-    library, this runs on vectors.
+    2^f by a polynomial on (-1, 0] (relative error 8e-8), 2^k by adding k to the bits of the exponent. Unlike calls of
+    the C library, this runs on vectors.
     """
-    power = bits.view(np.float32)
+    bits = x.view(np.int32)
     for i in range(n):
         t = max(x[i], LOWEST) * LOG2_E
         k = np.int32(t)
         f = t - np.float32(k)
-        bits[i] = np.int32((k + 127) << 23)
         x[i] = C0 + f * (C1 + f * (C2 + f * (C3 + f * (C4 + f * C5))))
-    for i in range(n):
-        x[i] *= power[i]
+        bits[i] += k << 23
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def trust_of_cells(flow, back, grey, other, limits, out):
     """Sum up per cell how far a flow (H, W, 2) can be trusted: ``out`` (5, H/4, W/4).
 
@@ -56,7 +57,7 @@ def trust_of_cells(flow, back, grey, other, limits, out):
     """
     H, W = grey.shape
     trip, alike, apart = np.empty(W, np.float32), np.empty(W, np.float32), np.empty(W, np.float32)
-    seen, bits = np.empty(W, np.float32), np.empty(W, np.int32)
+    seen = np.empty(W, np.float32)
     right, bottom = np.float32(W - 1), np.float32(H - 1)
     share = np.float32(1 / CELL**2)
     out[:] = ZERO
@@ -86,8 +87,8 @@ def trust_of_cells(flow, back, grey, other, limits, out):
             trip[x] = -(du * du + dv * dv) / (limit * limit)
             apart[x] = abs(g - grey[y, x])
             alike[x] = -((apart[x] / limits[2]) ** np.int32(2))
-        exponentials(trip, bits, W)
-        exponentials(alike, bits, W)
+        exponentials(trip, W)
+        exponentials(alike, W)
         for cell in range(W // CELL):
             for x in range(CELL * cell, CELL * cell + CELL):
                 like = alike[x] * seen[x] * share
@@ -98,7 +99,7 @@ def trust_of_cells(flow, back, grey, other, limits, out):
                 out[4, row, cell] += flow[y, x, 1] * share
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def roughness(flow, mean_u, mean_v, out):
     """Measure how much a flow (H, W, 2) varies inside each cell around its smooth mean: ``out`` (H/4, W/4).
 
@@ -130,16 +131,18 @@ def roughness(flow, mean_u, mean_v, out):
             out[cy, cx] = math.log(product[cx]) / CELL**2
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def likeness(colour, dilation, scale, out):
     """Compare each cell's colour (3, h, w) with its 3×3 neighbours at a distance: ``out`` (9, h, w), 0 outside."""
     _, h, w = colour.shape
-    bits = np.empty(w, np.int32)
     gain = np.float32(1 / (3 * scale))
     out[:] = ZERO
-    for k in range(9):
+    out[4] = ONE
+    for k in range(4):  # the other four are the same pairs, seen from the other end
         dy, dx = (k // 3 - 1) * dilation, (k % 3 - 1) * dilation
         first, last = max(0, -dx), min(w, w - dx)
+        if first >= last:
+            continue
         for y in range(max(0, -dy), min(h, h - dy)):
             row = out[k, y, first:last]
             for x in range(first, last):
@@ -148,10 +151,11 @@ def likeness(colour, dilation, scale, out):
                 apart += abs(colour[2, y + dy, x + dx] - colour[2, y, x])
                 apart *= gain
                 row[x - first] = -apart * apart
-            exponentials(row, bits, last - first)
+            exponentials(row, last - first)
+            out[8 - k, y + dy, first + dx : last + dx] = row
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def spread(affinity, dilation, cells, own, weight, mended):
     """Run one pass of propagation in place: ``weight`` (h, w) and ``mended`` (2, h, w).
 
@@ -183,7 +187,7 @@ def spread(affinity, dilation, cells, own, weight, mended):
             weight[y, x] = max(trust, min(sums[2, y, x] / np.float32(9), ONE))
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def missed_trips(flow, back, out):
     """Write the length by which going along ``flow`` (2, h, w) and back misses the start; beyond the view is zero."""
     _, h, w = flow.shape
@@ -203,7 +207,7 @@ def missed_trips(flow, back, out):
             out[y, x] = np.sqrt(max(du * du + dv * dv, np.float32(1e-12)))
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def follow(target, flow, room, out):
     """Sample ``target`` (h, w, C) at each cell plus its flow (2, h, w), zeros beyond the view.
 
@@ -225,7 +229,7 @@ def follow(target, flow, room, out):
                         out[y + room, x + room, c] += share * target[cy, cx, c]
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def correlate(start, moved, out):
     """Correlate each cell of ``start`` (h, w, C) with its neighbours in ``moved`` (h + 2r, w + 2r, C).
 
@@ -248,10 +252,11 @@ def correlate(start, moved, out):
             out[y, x, side * side] = apart / np.float32(C)
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
-def blend(weights, v, out):
-    """Write Σ_k weights[16 k + s] · v[k] into ``out`` (16), k the 9 neighbours. Written out: one loop of vectors."""
-    v0, v1, v2, v3, v4, v5, v6, v7, v8 = v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]
+@njit(**COMPILED, inline="always")
+def blend(weights, v, c, out):
+    """Write Σ_k weights[16 k + s] · v[k, c] into ``out`` (16), k the 9 neighbours. Written out: one loop of vectors."""
+    v0, v1, v2, v3, v4 = v[0, c], v[1, c], v[2, c], v[3, c], v[4, c]
+    v5, v6, v7, v8 = v[5, c], v[6, c], v[7, c], v[8, c]
     for s in range(16):
         upper = weights[s] * v0 + weights[16 + s] * v1 + weights[32 + s] * v2
         middle = weights[48 + s] * v3 + weights[64 + s] * v4 + weights[80 + s] * v5
@@ -260,69 +265,74 @@ def blend(weights, v, out):
         )
 
 
-def widen(row, bits):
-    """Return a row as float32; bfloat16 comes as the bits of uint16 and goes through ``bits`` (int32)."""
-    if row.dtype != np.uint16:
-        return row
-    bits[:] = row.astype(np.int32) << 16
-    return bits.view(np.float32)
+def widen(row, out):
+    """Copy a row to float32; bfloat16 comes as the bits of uint16."""
+    out[:] = row if row.dtype != np.uint16 else (row.astype(np.uint32) << 16).view(np.float32)
 
 
-@overload(widen)
-def _widen(row, bits):
-    def bfloat16(row, bits):
+@overload(widen, inline="always")
+def _widen(row, out):
+    def bfloat16(row, out):
+        bits = out.view(np.int32)
         for i in range(len(row)):
             bits[i] = np.int32(row[i]) << 16
-        return bits.view(np.float32)
 
-    def float32(row, bits):
-        return row
+    def float32(row, out):
+        for i in range(len(row)):
+            out[i] = row[i]
 
     return bfloat16 if row.dtype == types.uint16 else float32
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
-def softmax_of_neighbours(logits, weights, bits, ones, total):
-    """Turn the logits of one cell (9 · 16, neighbour by neighbour) into weights; ``total`` is their sum."""
-    logits = widen(logits, bits)
+@njit(**COMPILED, inline="always")
+def softmax_of_neighbours(logits, weights, total):
+    """Turn the logits of one cell (9 · 16, neighbour by neighbour) into weights over ``total`` (16)."""
+    widen(logits, weights)
     for s in range(16):
-        top = max(max(logits[s], logits[16 + s]), logits[32 + s])
-        top = max(max(top, logits[48 + s]), max(logits[64 + s], logits[80 + s]))
-        total[s] = max(max(top, logits[96 + s]), max(logits[112 + s], logits[128 + s]))
+        top = max(max(weights[s], weights[16 + s]), weights[32 + s])
+        top = max(max(top, weights[48 + s]), max(weights[64 + s], weights[80 + s]))
+        total[s] = max(max(top, weights[96 + s]), max(weights[112 + s], weights[128 + s]))
     for k in range(9):
         for s in range(16):
-            weights[16 * k + s] = logits[16 * k + s] - total[s]
-    exponentials(weights, bits, 144)
-    blend(weights, ones, total)
+            weights[16 * k + s] -= total[s]
+    exponentials(weights, 144)
+    for s in range(16):
+        upper = weights[s] + weights[16 + s] + weights[32 + s]
+        middle = weights[48 + s] + weights[64 + s] + weights[80 + s]
+        total[s] = upper + middle + weights[96 + s] + weights[112 + s] + weights[128 + s]
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
-def gather(values, y, x, c, out):
-    """Read channel ``c`` of the 3×3 neighbours in ``values`` (h, w, C), the border repeated."""
-    h, w, _ = values.shape
+@njit(**COMPILED, inline="always")
+def gather(values, y, x, out):
+    """Read the 3×3 neighbours in ``values`` (h, w, C) into ``out`` (9, C), the border repeated."""
+    h, w, C = values.shape
     for k in range(9):
         ny, nx = min(max(y + k // 3 - 1, 0), h - 1), min(max(x + k % 3 - 1, 0), w - 1)
-        out[k] = values[ny, nx, c]
+        for c in range(C):
+            out[k, c] = values[ny, nx, c]
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def upsample(logits, values, out):
     """Bring ``values`` (h, w, C) to (C, 4h, 4w) by convex combinations of neighbours: logits (h, w, 144)."""
     h, w, C = values.shape
-    weights, bits = np.empty(144, np.float32), np.empty(144, np.int32)
+    weights, near = np.empty(144, np.float32), np.empty((9, C), np.float32)
     total, result = np.empty(16, np.float32), np.empty(16, np.float32)
-    ones, near = np.ones(9, np.float32), np.empty(9, np.float32)
     for y in range(h):
         for x in range(w):
-            softmax_of_neighbours(logits[y, x], weights, bits, ones, total)
+            softmax_of_neighbours(logits[y, x], weights, total)
+            gather(values, y, x, near)
             for c in range(C):
-                gather(values, y, x, c, near)
-                blend(weights, near, result)
+                blend(weights, near, c, result)
                 for s in range(16):
-                    out[c, CELL * y + s // CELL, CELL * x + s % CELL] = result[s] / total[s]
+                    result[s] /= total[s]
+                for v in range(CELL):
+                    row = out[c, CELL * y + v, CELL * x : CELL * x + CELL]
+                    for u in range(CELL):
+                        row[u] = result[CELL * v + u]
 
 
-@njit(cache=True, nogil=True, fastmath=FLAGS)
+@njit(**COMPILED)
 def finish_flow(logits, values, smooth, tent, initial, out, log_sigma):
     """Bring a flow to full resolution: convex upsampling, and the detail of the initial flow where it is trusted.
 
@@ -331,27 +341,38 @@ def finish_flow(logits, values, smooth, tent, initial, out, log_sigma):
     ``tent`` (144); ``initial`` and ``out`` (H, W, 2); ``log_sigma`` (H, W).
     """
     h, w, _ = values.shape
-    weights, bits = np.empty(144, np.float32), np.empty(144, np.int32)
-    up, even = np.empty((4, 16), np.float32), np.empty((3, 16), np.float32)
-    total, gain = np.empty(16, np.float32), np.empty(16, np.float32)
-    ones, near = np.ones(9, np.float32), np.empty(9, np.float32)
+    weights, total = np.empty(144, np.float32), np.empty(16, np.float32)
+    near, even = np.empty((9, 4), np.float32), np.empty((9, 3), np.float32)
+    u0, v0, u1, v1 = np.empty((4, 16), np.float32)
+    trust, gain, scale = np.empty((3, 16), np.float32)
     for y in range(h):
         for x in range(w):
-            softmax_of_neighbours(logits[y, x], weights, bits, ones, total)
-            for c in range(4):
-                gather(values, y, x, c, near)
-                blend(weights, near, up[c])
-            for c in range(3):
-                gather(smooth, y, x, c, near)
-                blend(tent, near, even[c])
+            softmax_of_neighbours(logits[y, x], weights, total)
+            gather(values, y, x, near)
+            gather(smooth, y, x, even)
+            blend(weights, near, 0, u0)
+            blend(weights, near, 1, v0)
+            blend(weights, near, 2, u1)
+            blend(weights, near, 3, v1)
+            blend(tent, even, 0, trust)
+            blend(tent, even, 1, scale)
             for s in range(16):
-                gain[s] = -abs(even[1, s])
-            exponentials(gain, bits, 16)
+                gain[s] = -abs(scale[s])
+            exponentials(gain, 16)
             for s in range(16):
-                share = (ONE if even[1, s] > ZERO else gain[s]) / (ONE + gain[s])
-                gain[s] = even[0, s] * share
+                share = (ONE if scale[s] > ZERO else gain[s]) / (ONE + gain[s])
+                gain[s] = trust[s] * share
+            blend(tent, even, 2, scale)
             for s in range(16):
-                v, u, keep = CELL * y + s // CELL, CELL * x + s % CELL, ONE / total[s]
-                out[v, u, 0] = keep * up[0, s] + gain[s] * (initial[v, u, 0] - keep * up[2, s])
-                out[v, u, 1] = keep * up[1, s] + gain[s] * (initial[v, u, 1] - keep * up[3, s])
-                log_sigma[v, u] = even[2, s]
+                keep = ONE / total[s]
+                u0[s] = keep * (u0[s] - gain[s] * u1[s])
+                v0[s] = keep * (v0[s] - gain[s] * v1[s])
+            for v in range(CELL):
+                first = initial[CELL * y + v, CELL * x : CELL * x + CELL]
+                last = out[CELL * y + v, CELL * x : CELL * x + CELL]
+                row = log_sigma[CELL * y + v, CELL * x : CELL * x + CELL]
+                for u in range(CELL):
+                    s = CELL * v + u
+                    last[u, 0] = u0[s] + gain[s] * first[u, 0]
+                    last[u, 1] = v0[s] + gain[s] * first[u, 1]
+                    row[u] = scale[s]

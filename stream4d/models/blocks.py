@@ -147,8 +147,12 @@ class Attention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.extend(k, v)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = self.look(q, k, v, mask)
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:  # (B, h, N, d)
+        """Weigh the values."""
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class CrossAttention(nn.Module):
@@ -244,10 +248,11 @@ class Block(nn.Module):
         qk_norm: bool = False,
         layer_scale: float | None = None,
         swiglu: bool = False,
+        attention: type[Attention] = Attention,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, heads, qk_norm=qk_norm)
+        self.attn = attention(dim, heads, qk_norm=qk_norm)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         hidden = int(dim * mlp_ratio)

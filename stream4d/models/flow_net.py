@@ -108,6 +108,21 @@ def conv(
     return nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation)
 
 
+def normalise(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, 3, H, W)
+    """Bring a frame's grey mean to zero and its deviation to one.
+
+    Returns the grey image (B, 1, H, W), the colours of each 4×4 cell (B, 48, H/4, W/4), likewise normalised, and the
+    cells' mean colours as they were (B, 3, H/4, W/4).
+    """
+    if fused.fits(images):
+        return fused.normalise(images)
+    grey = images.mean(1, keepdim=True)
+    deviation, mean = torch.std_mean(grey, dim=(2, 3), keepdim=True, correction=0)
+    gain = 1 / (deviation + 1e-3)
+    patches = F.pixel_unshuffle((images - mean) * gain, 4)
+    return ((grey - mean) * gain).float(), patches, F.avg_pool2d(images, 4)
+
+
 class FrameEncoder(nn.Module):
     """Features of one frame at 1/4 … 1/32: a grey matching branch and a colour branch at 1/4."""
 
@@ -137,10 +152,7 @@ class FrameEncoder(nn.Module):
     def forward(
         self, images: Tensor
     ) -> FrameFeatures:  # (B, 3, H, W) in [0, 1]; sides multiples of 32
-        grey = images.mean(1, keepdim=True)
-        deviation, mean = torch.std_mean(grey, dim=(2, 3), keepdim=True, correction=0)
-        gain = 1 / (deviation + 1e-3)
-        grey = ((grey - mean) * gain).float()
+        grey, patches, small = normalise(images)
         x = self._run(self.block1, grey) + self.skip(F.avg_pool2d(grey, 4))
         quarter = self._run(self.block2, x)
         x3 = self._run(self.block3, quarter)
@@ -151,11 +163,10 @@ class FrameEncoder(nn.Module):
             F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (x4, x5)
         )
         eighth = self.fused(self._run(self.fusion, merged))
-        patches = F.pixel_unshuffle((images - mean) * gain, 4)
-        colour = F.relu(self.colour(torch.cat([quarter, patches.to(quarter.dtype)], 1)))
+        colour = F.relu(self.colour(join(quarter, quarter, patches)))
         x = F.relu(self.residual[0](colour))
         quarter = F.relu(colour + self.residual[1](x))
-        return FrameFeatures(quarter, eighth, x4, x5, grey, F.avg_pool2d(images, 4))
+        return FrameFeatures(quarter, eighth, x4, x5, grey, small)
 
 
 def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,6 +246,15 @@ def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h,
         for dx in range(side)
     ]
     return torch.stack(rows, 1) / 4
+
+
+def tanh_of_sum(values: Tensor, added: Tensor) -> Tensor:  # (B, C, h, w) twice
+    """Add up and bound to (-1, 1); without gradients ``values`` may be written over."""
+    low = values.dtype == added.dtype == torch.bfloat16
+    flat = values.stride() == added.stride() and values.stride(1) == 1
+    if low and flat and fused.fits(values):
+        return fused.tanh_of_sum(values, added)
+    return torch.tanh(values + added)
 
 
 MATCH_CELL = 16
@@ -358,16 +378,20 @@ class Refiner(nn.Module):
         hidden: Tensor,
         context: Tensor,  # (2B, 35, h, w) of the frame and from full resolution
         descriptors: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the better flow and the next hidden state."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the better flow, the next hidden state, and what it says of the flow's error (2B, 4, h, w)."""
         costs, apart = correlation(descriptors, flow, self.radius)
         back = torch.log1p(round_trip(flow))
         away = (initial - flow).clamp(-8, 8) / 4
         x = F.relu(self.enter(join(hidden, costs, away, back, apart, context, hidden)))
         for block in self.blocks:
             x = x + F.relu(block(x))
-        hidden = torch.tanh(hidden + self.update(x))
-        return flow + STEP * self.delta(hidden).float(), hidden
+        hidden = tanh_of_sum(self.update(x), hidden)
+        # One convolution for both: a few channels cost as much as sixteen.
+        layers = (self.delta, self.scale)
+        weight, bias = (torch.cat([getattr(x, n) for x in layers]) for n in ("weight", "bias"))
+        delta, scale = F.conv2d(hidden, weight, bias, padding=1).float().split([2, 4], 1)
+        return flow + STEP * delta, hidden, scale
 
 
 class FlowNet(nn.Module):
@@ -430,16 +454,18 @@ class FlowNet(nn.Module):
         coarse = resize_flow(flow8, size4)
         # The detail that 1/8 cannot carry comes from the initial flow where it is trusted.
         flow = coarse + trust * (initial4 - resize_flow(initial8, size4))
-        hidden = torch.tanh(F.interpolate(hidden8, size4, mode="bilinear", align_corners=False))
+        hidden = F.interpolate(hidden8, size4, mode="bilinear", align_corners=False)
+        hidden = tanh_of_sum(hidden, torch.zeros_like(hidden))
         context = join(near.quarter, near.quarter, _clues(initial, mended))
         is_training = torch.is_grad_enabled()
         steps = [resize_flow(flow, size)] if is_training else []
         for _ in range(iterations or self.iterations):
-            flow, hidden = self.refiner(flow.detach(), given4, hidden, context, near.descriptors)
+            flow, hidden, scales = self.refiner(
+                flow.detach(), given4, hidden, context, near.descriptors
+            )
             if is_training:
                 steps.append(resize_flow(flow, size))
         mask = self.refiner.mask(hidden)
-        scales = self.refiner.scale(hidden).float()
         smooth = torch.cat([mended.trust, scales[:, 3:] + 3, scales[:, 2:3]], 1)
         answer, log_sigma = finish_flow(4 * torch.cat([flow, given4], 1), mask, smooth, initial)
         # Earlier steps are there for their losses.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stream4d.models import _kernels_flow as kernels
+from stream4d.models._kernels_frame import lift, normalise_frame, squash, weigh
 from stream4d.packets import Array
 
 
@@ -129,6 +130,54 @@ def finish_flow(
     return torch.from_numpy(out).permute(0, 3, 1, 2), torch.from_numpy(log_sigma)[:, None]
 
 
+def tanh_of_sum(values: Tensor, added: Tensor) -> Tensor:
+    """Do what ``flow_net.tanh_of_sum`` does, in bfloat16; ``values`` is written over. Both are laid out alike."""
+    N = len(values)
+    first, second = (
+        np.asarray(x.permute(0, 2, 3, 1).view(torch.int16).numpy()).view(np.uint16).reshape(N, -1)
+        for x in (values, added)
+    )
+    _each(squash, [(first[n], second[n]) for n in range(N)])
+    return values
+
+
+def normalise(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do what ``flow_net.normalise`` does."""
+    pixels = _cells(images)
+    N, H, W, _ = pixels.shape
+    grey = np.empty((N, 1, H, W), np.float32)
+    patches = np.empty((N, H // 4, W // 4, 48), np.float32)
+    colour = np.empty((N, 3, H // 4, W // 4), np.float32)
+    _each(normalise_frame, [(pixels[n], grey[n, 0], patches[n], colour[n]) for n in range(N)])
+    cells = torch.from_numpy(patches).permute(0, 3, 1, 2)
+    return torch.from_numpy(grey), cells, torch.from_numpy(colour)
+
+
+def points(
+    depth: Array, K: Array, window_from_cam: Array
+) -> Array:  # (T, H, W), (T, 3, 3), (T, 4, 4)
+    """Unproject depth maps and move their points to the window's frame: (T, H, W, 3) float32."""
+    out = np.empty((*depth.shape, 3), np.float32)
+    rays = (window_from_cam[:, :3, :3] @ np.linalg.inv(K)).astype(np.float32)
+    origins = window_from_cam[:, :3, 3].astype(np.float32)
+    _each(lift, [(depth[t], rays[t], origins[t], out[t]) for t in range(len(depth))])
+    return out
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Do what ``temporal_tokens.attend`` does in bfloat16: torch's matrix products, a softmax of our own between."""
+    scores = torch.matmul(query, keys.mT)
+    B, heads, N, M = scores.shape
+    added = np.zeros((heads, M), np.float32) if bias is None else _floats(bias)
+    gain = np.float32(query.shape[-1] ** -0.5)
+    # The same memory, since numpy knows no bfloat16.
+    rows = scores.view(torch.int16).numpy().view(np.uint16).reshape(B * heads, N, M)
+    shares = np.empty((B * heads, N), np.float32)
+    _each(weigh, [(rows[n], added[n % heads], gain, shares[n]) for n in range(B * heads)])
+    out = torch.matmul(scores, values).float()
+    return (out * torch.from_numpy(shares).view(B, heads, N, 1)).to(values.dtype)
+
+
 @functools.cache
 def _tent() -> Array:
     """Weights of bilinear upsampling by 4, laid out as learned ones: 9 neighbours of 16 sub-pixels each."""
@@ -144,8 +193,12 @@ def _directions(x: Array) -> list[tuple[int, int]]:
     return [(n, (n + N // 2) % N) for n in range(N)]
 
 
-def _planes(x: Tensor) -> Array:  # (N, C, h, w)
+def _floats(x: Tensor) -> Array:
     return np.asarray(x.float().contiguous().numpy())
+
+
+def _planes(x: Tensor) -> Array:  # (N, C, h, w)
+    return _floats(x)
 
 
 def _cells(x: Tensor) -> Array:  # (N, C, h, w) -> (N, h, w, C)

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.errors import ModelError, WeightsError
-from stream4d.geometry.camera import scale_K, unproject
-from stream4d.geometry.transforms import transform_points
+from stream4d.geometry.camera import scale_K
+from stream4d.models import fused
 from stream4d.models.base import ModelCard
 from stream4d.models.dis import grey_image, start_both_ways
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
@@ -293,10 +293,11 @@ class TemporalSession:
             _pad(torch.from_numpy(initial).permute(0, 3, 1, 2).to(self._model.device)),
             self._motion if before else None,
             self._lens(frame, ahead.rgb),
+            both=False,
             iterations=self._model.options.iterations or None,
         )
         self._last, self._last_rgb = state, ahead.rgb
-        self._motion = pair.maps.motion[1:].clone() if before else None
+        self._motion = pair.maps.motion[-1:].clone() if before else None
         self._keep(frame, pair, frame.index - 1 if before else None, float(state.focal[0]))
 
     def _lens(self, frame: Frame, rgb: Array) -> Tensor:  # (1, 3, 3)
@@ -324,7 +325,7 @@ class TemporalSession:
         H, W = frame.rgb.shape[:2]
         h, w = self._last_rgb.shape[:2] if self._last_rgb is not None else (H, W)
         maps = torch.cat([pair.maps.motion.sigmoid(), pair.maps.log_depth, pair.maps.log_scale], 1)
-        full = pair.upsampled(maps)[1:]
+        full = pair.upsampled(maps[-1:])
         motion, log_depth, log_scale = (
             _back(full[:, i : i + 1], (h, w), (H, W))[0, 0] for i in range(3)
         )
@@ -350,8 +351,8 @@ class TemporalSession:
             )
             if previous in self._maps:
                 flows = _back(pair.flow.steps[-1], (h, w), (H, W))
-                gain = flows.new_tensor([W / w, H / h])[:, None, None]
-                flows = flows * gain
+                if (h, w) != (H, W):
+                    flows = flows * flows.new_tensor([W / w, H / h])[:, None, None]
                 sigma = (
                     _back(pair.flow.log_sigma[:1].exp(), (h, w), (H, W))[0, 0]
                     * math.sqrt(2)
@@ -426,7 +427,8 @@ class TemporalSession:
 def _pad(x: Tensor) -> Tensor:
     """Repeat the last row and column up to multiples of the network's stride."""
     H, W = x.shape[-2:]
-    return F.pad(x, (0, -W % STRIDE, 0, -H % STRIDE), mode="replicate")
+    right, bottom = -W % STRIDE, -H % STRIDE
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
 
 
 def _laid_out(state: FrameState) -> FrameState:
@@ -461,10 +463,8 @@ def _prediction(maps: list[_FrameMaps]) -> Prediction:
     poses = [np.eye(4)]
     for m in maps[1:]:
         poses.append(poses[-1] @ (np.eye(4) if m.prev_from_cam is None else m.prev_from_cam))
-    points = [
-        transform_points(pose, unproject(m.depth, m.K)).astype(np.float32)
-        for pose, m in zip(poses, maps, strict=True)
-    ]
+    depth, K = np.stack([m.depth for m in maps]), np.stack([m.K for m in maps])
+    window_from_cam = np.stack(poses)
     unknown = np.array([np.pi, np.pi])
     sigmas = np.stack([unknown if m.camera_sigma is None else m.camera_sigma for m in maps])[1:]
     paired = [m for m in maps[:-1] if m.flow is not None]
@@ -478,13 +478,13 @@ def _prediction(maps: list[_FrameMaps]) -> Prediction:
         flow=stack("flow"),
         flow_backward=stack("flow_backward"),
         flow_uncertainty=stack("sigma"),
-        depth=np.stack([m.depth for m in maps]),
+        depth=depth,
         depth_uncertainty=depth_sigma,
-        pointmap_in_window=np.stack(points),
+        pointmap_in_window=fused.points(depth, K, window_from_cam),
         confidence=1 / depth_sigma,
         motion_prob=np.stack([m.motion for m in maps]),
-        K=np.stack([m.K for m in maps]),
-        window_from_cam=np.stack(poses),
+        K=K,
+        window_from_cam=window_from_cam,
         rotation_uncertainty_rad=sigmas[:, 0] if len(maps) > 1 else None,
         translation_uncertainty=sigmas[:, 1] if len(maps) > 1 else None,
     )

@@ -97,19 +97,22 @@ class CameraMotion(NamedTuple):
 
 def camera_motion(
     rigid: RigidFields, maps: DenseMaps, log_sigma: Tensor
-) -> CameraMotion:  # maps of both frames; log_sigma (2B, 1, h, w) of the flow, pixels of the image
+) -> (
+    CameraMotion
+):  # maps of both frames or of b alone; log_sigma (2B, 1, h, w) of the flow, pixels of the image
     """Give the camera's motion the unit of the predicted depth.
 
-    Triangulation on a baseline of 1 says how deep the static cells of both frames are; the median ratio to the
-    predicted depth is the baseline's length. No length where too little parallax tells it.
+    Triangulation on a baseline of 1 says how deep the static cells are; the median ratio to the predicted depth is the
+    baseline's length. No length where too little parallax tells it.
     """
-    B = len(rigid.rotation)
-    sampson, _, along, inverse = rigid.maps.split(1, 1)
-    noise = log_sigma.exp() / 4  # of the level
+    count = len(maps.motion)
+    frames = count // len(rigid.rotation)
+    sampson, _, along, inverse = rigid.maps[-count:].split(1, 1)
+    noise = log_sigma[-count:].exp() / 4  # of the level
     clear = (maps.motion < 0) & (along > 3 * noise + 0.1) & (sampson < noise + 0.1) & (inverse > 0)
     ratio = torch.where(clear, inverse * maps.log_depth.exp(), torch.nan)
-    length = torch.cat([*ratio.chunk(2)], 1).flatten(1).nanmedian(1).values
-    length = torch.where(clear.sum((1, 2, 3)).view(2, B).sum(0) < MIN_CLEAR, 0.0, length)
+    length = torch.cat([*ratio.chunk(frames)], 1).flatten(1).nanmedian(1).values
+    length = torch.where(clear.sum((1, 2, 3)).view(frames, -1).sum(0) < MIN_CLEAR, 0.0, length)
     return CameraMotion(
         rigid.rotation, rigid.direction * length.nan_to_num()[:, None], rigid.sigma.log()
     )

@@ -88,18 +88,18 @@ class FrameState(NamedTuple):
 
 
 class PairState(NamedTuple):
-    """What two consecutive frames say together. Maps of both frames share the batch: a's first, then b's."""
+    """What two consecutive frames say together. Where both have maps, they share the batch: a's first, then b's."""
 
     flow: FlowFields
     """a → b, then b → a."""
     maps: DenseMaps
-    """Of frame a, then of frame b, at 1/4 resolution."""
+    """Of frame a, then of frame b, or of b alone, at 1/4 resolution."""
     camera: CameraMotion
     """Points of b's camera to a's."""
 
     def upsampled(self, values: Tensor) -> Tensor:
-        """Bring maps at 1/4 resolution to full resolution along the edges that the flow found."""
-        return convex_upsample(values, self.flow.upsampling.detach())
+        """Bring maps at 1/4 resolution, of both frames or of b alone, to full resolution along the flow's edges."""
+        return convex_upsample(values, self.flow.upsampling.detach()[-len(values) :])
 
 
 class ClipOutput(NamedTuple):
@@ -163,8 +163,9 @@ class TemporalNet(nn.Module):
         K: Tensor | None = None,
         *,
         iterations: int | None = None,
+        both: bool = True,
     ) -> PairState:
-        """Relate two consecutive frames.
+        """Relate two consecutive frames; a stream that knows the depth and motion of frame a needs not ``both``.
 
         ``K`` (B, 3, 3): intrinsics of the images; NaN where unknown. Where the focal length is, the network's guess is
         refined; where the principal point is, it is the image's centre.
@@ -183,12 +184,14 @@ class TemporalNet(nn.Module):
         )  # of a Laplace distribution, in pixels of the level
         rigid = rigid_fields(quarter, sigma, trip, carried.sigmoid(), guess, known)
         cues = motion_cues(rigid.maps, quarter, log_sigma, trip, carried)
+        seen = [a, b] if both else [b]
+        count = len(seen) * len(b.focal)
         maps = self.dense(
-            torch.cat([a.features.quarter, b.features.quarter]),
-            torch.cat([a.features.eighth, b.features.eighth]),
-            torch.cat([a.tokens, b.tokens]),
-            flow.hidden.detach(),
-            cues,
+            torch.cat([x.features.quarter for x in seen]),
+            torch.cat([x.features.eighth for x in seen]),
+            torch.cat([x.tokens for x in seen]),
+            flow.hidden.detach()[-count:],
+            cues[-count:],
         )
         with torch.no_grad():
             camera = camera_motion(rigid, maps, log_sigma)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stream4d.models import fused
 from stream4d.models.blocks import (
+    Attention,
     Block,
     CrossAttention,
     Mlp,
@@ -25,6 +27,28 @@ from stream4d.models.blocks import (
 
 POOL = 2
 """Past frames are remembered at half the token resolution: a quarter of the keys."""
+
+
+def attend(
+    query: Tensor,  # (B, heads, N, d)
+    keys: Tensor,  # (B, heads, M, d)
+    values: Tensor,
+    bias: Tensor | None = None,  # (heads, M), added to the scores of a key
+) -> Tensor:
+    """Attend to keys that are so few that their scores fit into the cache."""
+    if fused.fits(query) and query.dtype == torch.bfloat16:
+        return fused.attend(query, keys, values, bias)
+    # Four dimensions: torch's fast attention takes no mask of three.
+    mask = None if bias is None else bias[None, :, None].to(query.dtype)
+    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+class FrameAttention(Attention):
+    """Attention among a frame's tokens."""
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        assert mask is None
+        return attend(q, k, v)
 
 
 class TokenMemory(NamedTuple):
@@ -70,9 +94,8 @@ class TemporalAttention(nn.Module):
             keys = torch.cat([keys, past[0][:, :, :keep].to(keys.dtype)], 2)
             values = torch.cat([values, past[1][:, :, :keep].to(values.dtype)], 2)
         query = apply_rope(self.attn.split(self.attn.projq(normed)), ropes[0]).to(values.dtype)
-        # Four dimensions: torch's fast attention takes no mask of three.
-        bias = self.age[None, :, None, : keys.shape[2] // size].repeat_interleave(size, 3)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=bias.to(query.dtype))
+        bias = self.age[:, : keys.shape[2] // size].repeat_interleave(size, 1)
+        out = attend(query, keys, values, bias)
         out = self.attn.proj(out.transpose(1, 2).flatten(2))
         return x + out, (keys[:, :, : self.frames * size], values[:, :, : self.frames * size])
 
@@ -112,7 +135,9 @@ class SceneTokens(nn.Module):
         super().__init__()
         self.heads = heads
         self.embed = nn.Linear(inputs, dim)
-        self.blocks = nn.ModuleList([Block(dim, heads, mlp_ratio=3.0) for _ in range(depth)])
+        self.blocks = nn.ModuleList(
+            [Block(dim, heads, mlp_ratio=3.0, attention=FrameAttention) for _ in range(depth)]
+        )
         self.temporal = nn.ModuleList([TemporalAttention(dim, heads, frames) for _ in range(depth)])
         self.unified = UnifiedQueries(dim, heads, queries)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
