@@ -59,6 +59,12 @@ class Focal:
         """True where the map and all before it leave little doubt."""
         return self.info + self.window_info > SETTLED_SIGMA**-2
 
+    @property
+    def best(self) -> float:
+        """Log focal by all that is known."""
+        total = self.info * self.mean + self.window_info * self.window_mean
+        return total / (self.info + self.window_info)
+
     def weigh(self, mean: float, posterior: float, size: int) -> None:
         """Hear of an adjustment in which ``doubt * info`` held the focal length.
 
@@ -66,32 +72,36 @@ class Focal:
         """
         own = max(posterior / self.doubt - self.info, 0.0)
         if own < 1e-3 * self.info:
-            self.window_mean, self.window_info = self.mean, 0.0
+            self.forget()
             return
         apart = mean + self.info / own * (mean - self.mean)
-        low, high = limits(size)
-        self.window_mean = min(max(apart, low), high)
-        deviation = (apart - self.mean) ** 2 / (1 / own + 1 / self.info)
         stated = own * self.doubt
-        self.doubt = max(
-            OVERCONFIDENCE * max(deviation / CONTRADICTION, 1.0), stated * BEST_SIGMA**2
-        )
-        self.window_info = stated / self.doubt
+        self.see(apart, stated, 0.0, size)
+        self.doubt = stated / self.window_info
 
-    def take_up(self, keyframes: int) -> None:
-        """Count what the map says, as far as it was not counted before: ``keyframes`` are in it."""
-        share = min(self.fresh / max(keyframes, 1), 1.0) * self.window_info
-        self.mean = (self.info * self.mean + share * self.window_mean) / (self.info + share)
-        self.info += share
-        self.fresh = 0
+    def see(self, mean: float, stated: float, shared: float, size: int) -> None:
+        """Hear what the window at hand says: log focal, its stated information, and a variance that does not average.
+
+        It replaces what the window said before.
+        """
+        own = 1 / (OVERCONFIDENCE / max(stated, 1e-9) + shared)
+        deviation = (mean - self.mean) ** 2 / (1 / own + 1 / self.info)
+        self.window_info = min(own / max(deviation / CONTRADICTION, 1.0), BEST_SIGMA**-2)
+        low, high = limits(size)
+        self.window_mean = min(max(mean, low), high)
+
+    def forget(self) -> None:
+        """Leave out what the window says."""
         self.window_info = 0.0
 
-    def hear(self, mean: float, info: float) -> None:
-        """Take up an independent estimate."""
-        deviation = (mean - self.mean) ** 2 / (1 / max(info, 1e-12) + 1 / self.info)
-        info = info / max(deviation / CONTRADICTION, 1.0)
-        self.mean = (self.info * self.mean + info * mean) / (self.info + info)
-        self.info += info
+    def take_up(self, share: float) -> None:
+        """Keep what the window says, of which so much was not counted before; a new window begins."""
+        counted = min(share, 1.0) * self.window_info
+        total = self.info * self.mean + counted * self.window_mean
+        self.info += counted
+        self.mean = total / self.info
+        self.fresh = 0
+        self.forget()
 
 
 def limits(size: int) -> tuple[float, float]:

@@ -139,7 +139,7 @@ def calibrate(progress: Progress) -> None:
     known.weigh(new, result.focal_information, progress.size)
     progress.focal_info = known.info + known.window_info
     if known.fresh >= progress.config.keyframes:
-        known.take_up(len(order))
+        known.take_up(known.fresh / len(order))
     after = _way(local_map, order)
     if before > 1e-6 and after > 1e-6:
         _rescale(local_map, order, before / after)
