@@ -17,15 +17,15 @@ from stream4d.pose import drift
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
-DRIFT_SIGMA = (4.0, 2.0)
+DRIFT_SIGMA = (3.0, 1.5)
 """1σ of drift over what the normal equations say, of translation and scale, and of rotation, where a keyframe sees
-``TYPICAL_PATCHES``. Chosen on 44 rendered clips, those that go wrong included, so that 1σ holds for 0.75 of errors:
+``TYPICAL_PATCHES``. Chosen on rendered clips, those that go wrong included, so that 1σ holds for 0.75 of errors:
 the upper edge of what is asked, since real lenses and shutters err in ways that are not rendered."""
 OWN_SIGMA = 2.0
 """The same of a frame's own fit, its map held."""
 TURN_SIGMA = 0.8
 """The same of a turn before there is a map, however few patches: on rendered cameras that only turn."""
-TYPICAL_PATCHES = 400.0
+TYPICAL_PATCHES = 300.0
 PATCHES_POWER = 1.25
 """How 1σ grows as patches get fewer, beyond what the normal equations say: slope over the rendered clips (1.24). With
 few patches one that moves, or a blurred frame, bends what nothing else holds. How badly patches fit told nothing."""
