@@ -84,14 +84,14 @@ def test_the_drift_of_a_window_is_that_of_many_noisy_ones() -> None:
     """Monte Carlo: the covariance from one window's normal equations against the spread over windows."""
     rng = np.random.default_rng(0)
     seen, stated = [], []
-    for _ in range(60):
+    for _ in range(40):
         local_map = window(rng)
         step = drift.step_of(local_map, focal_free=False)
         assert step is not None
         seen.append(moved(local_map))
         stated.append(step.covariance * (KEYFRAMES - KEYFRAMES // 2))
     ratio = np.std(seen, axis=0) / np.sqrt(np.mean(np.einsum("nii->ni", np.array(stated)), axis=0))
-    # 60 windows know a σ within 9 %; each window's own normal equations are those of noisy poses and depths
+    # 40 windows know a σ within 11 %; each window's own normal equations are those of noisy poses and depths
     assert (ratio > 0.7).all(), ratio
     assert (ratio < 1.4).all(), ratio
 
