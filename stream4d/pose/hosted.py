@@ -1,4 +1,4 @@
-"""Patches that host cameras hold by ray and inverse depth: their rays in the world, and where another view has them."""
+"""Patches that host cameras hold by ray and inverse depth: where another view has them, and what its image says."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from stream4d.pose import _kernels_align, patches
 
 BORDER_PX = 8.0
 """Nearer to the border of an image nothing is looked for."""
-
-
-def world_rays(rays: Array, hosts: Array) -> tuple[Array, Array]:  # (n, 3), (n, 3, 4)
-    """Return directions and host centres in the world, each (n, 3); ``hosts`` are camera-from-world."""
-    Rt = np.swapaxes(hosts[:, :, :3], 1, 2)
-    return (Rt @ rays[..., None])[..., 0], -(Rt @ hosts[:, :, 3:])[..., 0]
 
 
 def project(

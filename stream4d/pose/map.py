@@ -164,7 +164,10 @@ class LocalMap:
 
     def world_rays(self, rows: Array) -> tuple[Array, Array]:
         """Return directions and host centres in the world of patches, each (n, 3)."""
-        P = self.poses[self.host[rows]]
-        Rt = np.swapaxes(P[:, :, :3], 1, 2)
-        directions = (Rt @ self.rays[rows][..., None])[..., 0]
-        return directions, -(Rt @ P[:, :, 3:])[..., 0]
+        return world_rays(self.rays[rows], self.poses[self.host[rows]])
+
+
+def world_rays(rays: Array, hosts: Array) -> tuple[Array, Array]:  # (n, 3), (n, 3, 4)
+    """Return directions and host centres in the world, each (n, 3); ``hosts`` are camera-from-world."""
+    Rt = np.swapaxes(hosts[:, :, :3], 1, 2)
+    return (Rt @ rays[..., None])[..., 0], -(Rt @ hosts[:, :, 3:])[..., 0]

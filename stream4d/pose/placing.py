@@ -9,8 +9,9 @@ import numpy as np
 
 from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame
-from stream4d.pose import hosted, track
+from stream4d.pose import track
 from stream4d.pose.global_adjustment import MIN_SITES, Problem
+from stream4d.pose.map import world_rays
 from stream4d.pose.sites import Recorded, Sites, cam_from_world, find_sites, read_log_depth
 
 
@@ -69,7 +70,7 @@ def _fitted(
     """Fit one frame to the sites that it sees; the given pose (4, 4) where they do not agree."""
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
     fit = track.fit_rays(
-        solved.cam, *hosted.world_rays(rays, solved.poses[sites.host[rows]]), solved.rho[rows],
+        solved.cam, *world_rays(rays, solved.poses[sites.host[rows]]), solved.rho[rows],
         1 / np.maximum(solved.rho_info[rows], 1e-12), uv, info, cam_from_world(pose), track.WARM,
     )  # fmt: skip
     if fit.inliers.sum() < max(MIN_SITES, len(rows) // 2):
@@ -84,7 +85,7 @@ def _map_scale(
     if len(rows) < MIN_SITES:
         return 1.0
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
-    directions, centres = hosted.world_rays(rays, solved.poses[sites.host[rows]])
+    directions, centres = world_rays(rays, solved.poses[sites.host[rows]])
     points = centres + directions / solved.rho[rows, None]
     z = transforms.transform_points(transforms.invert(pose), points)[:, 2]
     logd, known = read_log_depth(frame, uv)
