@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from stream4d.errors import EvaluationError
+from stream4d.models import dis
 from stream4d.packets import Array
 
 FLO_TAG = 202021.25
@@ -120,8 +121,4 @@ def write_kitti(path: Path, flow: Array) -> None:
 
 def dis_flow(first_rgb: Array, second_rgb: Array) -> Array:
     """Return (H, W, 2) flow of OpenCV's DIS, medium preset, between two uint8 images."""
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    first = cv2.cvtColor(first_rgb, cv2.COLOR_RGB2GRAY)
-    second = cv2.cvtColor(second_rgb, cv2.COLOR_RGB2GRAY)
-    # None, not zeros: an initial flow of zeros replaces the coarse level's own start and changes the result.
-    return np.asarray(dis.calc(first, second, None))  # type: ignore[call-overload]
+    return dis.dis_flow(dis.grey_image(first_rgb), dis.grey_image(second_rgb), "medium")

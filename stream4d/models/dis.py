@@ -35,6 +35,7 @@ def dis_flow(first: Array, second: Array, preset: Preset) -> Array:  # (H, W) tw
         return np.zeros((*first.shape, 2), np.float32)
     # A solver holds buffers: one for each call, so that calls may overlap.
     solver: Any = cv2.DISOpticalFlow.create(PRESETS[preset])
+    # None, not zeros: an initial flow of zeros replaces the coarse level's own start and changes the result.
     return np.asarray(solver.calc(first, second, None))
 
 
