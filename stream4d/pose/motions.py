@@ -6,7 +6,7 @@ the scene and its movers fits many observations but few tracks; judged by single
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -52,17 +52,17 @@ class Tracks:
     """Long side, pixels."""
     focal_known: bool
 
+    seen: Array = field(init=False)
+    """(F, n) bool."""
+    rays: Array = field(init=False)
+    """(n, 3) of the anchor, z = 1."""
+    votes: Array = field(init=False)
+    """(n,) weights, mean 1."""
+
     def __post_init__(self) -> None:
         self.seen = self.info[..., 0] > 0
         self.rays = camera.rays(self.uv0, self.K)
         self.votes = area_votes(self.uv0, SPREAD * self.size)
-
-    seen: Array = None  # type: ignore[assignment]
-    """(F, n) bool."""
-    rays: Array = None  # type: ignore[assignment]
-    """(n, 3) of the anchor, z = 1."""
-    votes: Array = None  # type: ignore[assignment]
-    """(n,) weights, mean 1."""
 
     def observations(self, members: Array) -> refine.Observations:
         """Return what the frames see of some tracks (n,) bool, under their own numbers."""
