@@ -9,19 +9,23 @@ pixels. float64.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
 
+COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
+"""Without Python's check for a zero divisor, which keeps loops from using vectors."""
 
-@njit(cache=True, nogil=True)
+
+@njit(**COMPILED)
 def _weight(sq, scale):
     """Return the Geman–McClure weight of a squared error in σ²."""
     w = scale / (scale + sq)
     return w * w
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def rotation_system(start, end, information, R, focal, scale, A, g, square):
     """Write the normal equations ``A`` (3, 3), ``g`` (3) of a left rotation vector, and squared errors (n,) in σ²."""
     A[:], g[:] = 0.0, 0.0
@@ -45,7 +49,7 @@ def rotation_system(start, end, information, R, focal, scale, A, g, square):
                 A[i, j] += w * (J[0, i] * J[0, j] + J[1, i] * J[1, j])
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def _sampson(E, a, b, c, d):
     """Return the Sampson distance of the rays (a, b, 1) and (c, d, 1), and the length of its gradient."""
     p = E[0, 0] * a + E[0, 1] * b + E[0, 2]
@@ -57,7 +61,7 @@ def _sampson(E, a, b, c, d):
     return (c * p + d * q + r) / length, length
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def essential(R, t, E):
     """Write [t]× R."""
     for j in range(3):
@@ -66,7 +70,7 @@ def essential(R, t, E):
         E[2, j] = t[0] * R[1, j] - t[1] * R[0, j]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def epipolar_system(start, end, information, R, t, tangent, focal, scale, A, g, square):
     """Write the normal equations ``A`` (6, 6), ``g`` (6) of the Sampson distances in pixels; their squares in σ² (n,).
 
@@ -104,7 +108,7 @@ def epipolar_system(start, end, information, R, t, tangent, focal, scale, A, g, 
             A[j, i] = A[i, j]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def baseline_moments(start, end, information, R, focal, M):
     """Write Σ w n nᵀ of the normals n = end × R start, whose least eigenvector is the best ``t`` for this rotation."""
     M[:] = 0.0
@@ -125,7 +129,7 @@ def baseline_moments(start, end, information, R, focal, M):
     M[1, 0], M[2, 0], M[2, 1] = M[0, 1], M[0, 2], M[1, 2]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def remains(flow, R, t, focal, centre, out):
     """Write what a rigid motion leaves of a flow (2, h, w): ``out`` (4, h, w).
 
