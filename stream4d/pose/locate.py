@@ -15,6 +15,8 @@ MIN_FOUND = 15
 """Patches that must be found again, and agree, for a lost camera to be found."""
 MIN_INLIERS = 12
 """Patches that must agree with a pose for it to be believed."""
+UNSURE_SQ = 36.0
+"""Squared error, σ², beyond which a patch does not fit while the focal length is uncertain (6σ)."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
 
@@ -31,7 +33,7 @@ def locate(progress: Progress, record: Record, previous: Record) -> None:
         _lose(progress, record, predicted)
         return
     progress.lost = 0
-    outliers = record.rows[~inliers]
+    outliers = record.rows[~(fit.errors < _tolerance(progress))]
     record.var[outliers] = np.inf
     local_map.misses[record.rows] = np.maximum(local_map.misses[record.rows] - 0.25, 0)
     local_map.misses[outliers] += 1
@@ -40,6 +42,15 @@ def locate(progress: Progress, record: Record, previous: Record) -> None:
     mapping.mature(progress, record)
     if keyframes.is_needed(local_map, record, progress.size):
         mapping.make_keyframe(progress, record)
+
+
+def _tolerance(progress: Progress) -> float:
+    """Return the squared error, σ², beyond which a patch was not seen.
+
+    Under a focal length that is wrong good patches fit badly; were they left out, those that stay would confirm it.
+    """
+    is_sure = progress.focal_known or progress.focal.settled
+    return track.INLIER_SQ if is_sure else UNSURE_SQ
 
 
 def _place(progress: Progress, record: Record, predicted: Array, before: Array) -> track.Fit | None:
