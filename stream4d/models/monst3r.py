@@ -28,6 +28,7 @@ from stream4d.models.alignment import (
     pose_matrices,
 )
 from stream4d.models.base import ModelCard
+from stream4d.models.dis import dis_flow, grey_image
 from stream4d.models.dust3r import Dust3rModel, Dust3rSession, Pair, anchored_prediction, fit_image
 from stream4d.models.dust3r_net import Dust3rConfig
 from stream4d.models.family import check_options, to_prediction
@@ -125,8 +126,6 @@ class Monst3rSession(Dust3rSession):
         self.flows: dict[tuple[int, int], Flows] = {}
         self.known: dict[int, Known] = {}
         self.focal: float | None = None
-        preset = cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
-        self.dis = cv2.DISOpticalFlow.create(preset)
 
     def state(self) -> State:
         """Return what the last window settled: poses and coarse depth of its frames, and the focal length."""
@@ -162,19 +161,17 @@ class Monst3rSession(Dust3rSession):
         self, window: Window, edges: list[tuple[int, int]]
     ) -> dict[tuple[int, int], Flows]:
         """Measure the flow of all pairs i < j, and of all neighbours, at the frames' resolution."""
-        grey = [cv2.cvtColor(f.rgb, cv2.COLOR_RGB2GRAY) for f in window.frames]
+        grey = [grey_image(frame.rgb) for frame in window.frames]
         wanted = {(i, j) for i, j in edges if i < j} | {(i, i + 1) for i in range(len(grey) - 1)}
         out, kept = {}, {}
         for i, j in sorted(wanted):
             key = (window.frames[i].index, window.frames[j].index)
             if key not in self.flows:
-                self.flows[key] = Flows(self._dis(grey[i], grey[j]), self._dis(grey[j], grey[i]))
+                there, back = (dis_flow(grey[a], grey[b], "medium") for a, b in ((i, j), (j, i)))
+                self.flows[key] = Flows(there, back)
             out[i, j] = kept[key] = self.flows[key]
         self.flows = kept
         return out
-
-    def _dis(self, a: Array, b: Array) -> Array:
-        return self.dis.calc(a, b, np.zeros((*a.shape, 2), np.float32))
 
     def _pair_set(
         self,
