@@ -44,12 +44,11 @@ def sigma_factor(patches: float) -> float:
     return float((TYPICAL_PATCHES / max(patches, FEWEST_PATCHES)) ** PATCHES_POWER)
 
 
-def focal_sigma(progress: Progress, patches: float) -> float:
-    """Return 1σ of log focal by what so many patches a frame have told of it, zero where the camera is given."""
+def focal_sigma(progress: Progress) -> float:
+    """Return 1σ of log focal, zero where the camera is given; the filter's information is inflated already."""
     if progress.focal_known:
         return 0.0
-    factor = DRIFT_SIGMA[0] * sigma_factor(patches)
-    return min(FOCAL_SIGMA, factor / max(progress.focal_info, 1e-9) ** 0.5)
+    return min(FOCAL_SIGMA, 1 / max(progress.focal_info, 1e-9) ** 0.5)
 
 
 def spread(progress: Progress) -> None:
@@ -62,7 +61,7 @@ def spread(progress: Progress) -> None:
     to_origin = drift.similarity_adjoint(transforms.rigid(np.eye(3), step.centre))
     grow = to_origin @ np.diag([way, way, way, turn, turn, turn, way])
     grown = grow @ step.covariance @ grow.T
-    bias = focal_sigma(progress, step.seen) * (to_origin @ step.focal)
+    bias = focal_sigma(progress) * (to_origin @ step.focal)
     for before, slot in itertools.pairwise(local_map.order):
         if not local_map.covariance[slot].any():
             local_map.covariance[slot] = local_map.covariance[before] + grown
@@ -119,5 +118,5 @@ def _turned_bias(progress: Progress, record: Record, slot: int) -> Array:
     """Return the focal bias of a frame that only turned since its anchor: a longer focal length shortens the turn."""
     turn = record.pose[:, :3].T @ progress.map.poses[slot][:, :3]
     bias = progress.map.focal_bias[slot].copy()
-    bias[3:6] -= focal_sigma(progress, len(record.rows)) * transforms.so3_log(turn)
+    bias[3:6] -= focal_sigma(progress) * transforms.so3_log(turn)
     return bias
