@@ -14,6 +14,7 @@ import numpy as np
 from stream4d.geometry import camera
 from stream4d.packets import Array
 from stream4d.pose import _kernels_bundle, refine, track
+from stream4d.pose.focal import Focal
 
 MIN_MEMBERS = 12
 """Tracks of which a motion is made, at least."""
@@ -29,10 +30,6 @@ SPREAD = 0.08
 """Radius, over the long side, within which tracks share one vote: texture crowds, the view does not."""
 LEAST_RHO = 2e-3
 """Inverse depth over the median's from which a point is before the camera, and not at infinity."""
-TYPICAL_FOCAL = 0.85
-"""Over the long side: a 60° camera."""
-FOCAL_PRIOR_INFO = 1 / 0.35**2
-"""Information of log focal around that: most cameras are within ±35 %."""
 GUESS_SIGMA = 0.1
 """Relative 1σ of the depths of a guess."""
 
@@ -179,11 +176,12 @@ def grow(tracks: Tracks, found: list[Motion]) -> list[Motion]:
 def _adjust(tracks: Tracks, motion: Motion, members: Array, scales: tuple[float, ...]) -> None:
     """Adjust poses and focal to the members, then the depths of all tracks to the poses."""
     n, F = len(motion.rho), len(tracks.uv)
+    usual = Focal.usual(tracks.size)
     result = refine.adjust(
         motion.cam, motion.rays, np.zeros(n, np.int64), motion.poses, np.arange(1, F + 1), motion.rho,
         motion.rho.copy(), np.full(n, 0.01), tracks.observations(members), iterations=8, scales=scales,
-        focal_info=np.inf if tracks.focal_known else FOCAL_PRIOR_INFO,
-        focal_offset=float(np.log(TYPICAL_FOCAL * tracks.size / motion.cam[0])),
+        focal_info=np.inf if tracks.focal_known else usual.info,
+        focal_offset=usual.mean - float(np.log(motion.cam[0])),
     )  # fmt: skip
     motion.focal_information = np.inf if tracks.focal_known else result.focal_information
     fit_depths(tracks, motion)

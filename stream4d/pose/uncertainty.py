@@ -14,6 +14,7 @@ import numpy as np
 from stream4d.geometry import transforms
 from stream4d.packets import Array
 from stream4d.pose import drift
+from stream4d.pose.focal import TYPICAL_SIGMA
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -31,8 +32,6 @@ PATCHES_POWER = 1.25
 few patches one that moves, or a blurred frame, bends what nothing else holds. How badly patches fit told nothing."""
 FEWEST_PATCHES = 40.0
 """Patches with fewer of which 1σ grows no more."""
-FOCAL_SIGMA = 0.35
-"""1σ of log focal before anything is known of it."""
 FLOOR = np.diag([1e-8, 1e-8, 1e-8, 4e-10, 4e-10, 4e-10])
 """Nothing is known better than a ten thousandth of the first median depth, or 0.001°."""
 STILL = np.diag([2.5e-3, 2.5e-3, 2.5e-3, 0.0, 0.0, 0.0])
@@ -48,7 +47,7 @@ def focal_sigma(progress: Progress) -> float:
     """Return 1σ of log focal, zero where the camera is given; the filter's information is inflated already."""
     if progress.focal_known:
         return 0.0
-    return min(FOCAL_SIGMA, 1 / max(progress.focal_info, 1e-9) ** 0.5)
+    return min(TYPICAL_SIGMA, 1 / max(progress.focal_info, 1e-9) ** 0.5)
 
 
 def spread(progress: Progress) -> None:
