@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stream4d.geometry.epipolar import essential_matrices
 from stream4d.geometry.transforms import so3_exp
 from stream4d.models import _kernels_rigid as kernels
 from stream4d.packets import Array
@@ -106,16 +107,12 @@ def _five_points(start: Array, end: Array, sigma: float) -> list[tuple[Array, Ar
     From rays and their 1σ; of both rotations the smaller, since neighbouring frames turn little. Nothing where all
     samples were degenerate.
     """
-    try:
-        E, _ = cv2.findEssentialMat(
-            start, end, np.eye(3), method=cv2.USAC_FAST, prob=0.99, threshold=2 * sigma,
-            maxIters=TRIED_SAMPLES,
-        )  # fmt: skip
-    except cv2.error:  # an assertion inside
+    E, _ = essential_matrices(
+        start, end, cv2.USAC_FAST, threshold=2 * sigma, prob=0.99, samples=TRIED_SAMPLES
+    )
+    if len(E) != 1:
         return []
-    if E is None or E.shape != (3, 3) or not np.isfinite(E).all():
-        return []
-    first, second, t = cv2.decomposeEssentialMat(E)
+    first, second, t = cv2.decomposeEssentialMat(E[0])
     R = first if np.trace(first) > np.trace(second) else second
     return [(R, t[:, 0])]
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from stream4d.geometry import camera
+from stream4d.geometry.epipolar import essential_matrices
 from stream4d.packets import Array
 from stream4d.pose import motions
 from stream4d.pose.motions import Motion, Tracks
@@ -33,16 +34,10 @@ def agreed(tracks: Tracks, frame: int) -> list[Motion]:
     """Return the motions of the essential matrix that most tracks agree on in ``frame``, placed in all frames."""
     rows = np.flatnonzero(tracks.seen[frame])
     a, b = tracks.rays[rows], camera.rays(tracks.uv[frame, rows], tracks.K)
-    try:
-        E, inlier = cv2.findEssentialMat(
-            a[:, :2].copy(), b[:, :2].copy(), np.eye(3), method=cv2.USAC_MAGSAC, prob=0.999,
-            threshold=1.0 / tracks.K[0, 0],
-        )  # fmt: skip
-    except cv2.error:  # an assertion inside, where all its samples were degenerate
+    E, inlier = essential_matrices(a, b, cv2.USAC_MAGSAC, threshold=1.0 / tracks.K[0, 0])
+    if len(E) != 1 or inlier.sum() < motions.MIN_MEMBERS:
         return []
-    if E is None or E.shape != (3, 3) or inlier is None or inlier.sum() < motions.MIN_MEMBERS:
-        return []
-    return _placed(tracks, frame, E, rows, inlier.ravel() > 0, both=True)
+    return _placed(tracks, frame, E[0], rows, inlier, both=True)
 
 
 def sampled(tracks: Tracks, frame: int) -> list[Motion]:
@@ -52,7 +47,10 @@ def sampled(tracks: Tracks, frame: int) -> list[Motion]:
         return []
     a, b = tracks.rays[rows], camera.rays(tracks.uv[frame, rows], tracks.K)
     info = tracks.info[frame, rows] * tracks.K[0, 0] ** 2  # of rays, not of pixels
-    matrices = [_five_point(a[sample], b[sample]) for sample in _samples(tracks.uv0[rows])]
+    matrices = [
+        essential_matrices(a[sample], b[sample], cv2.RANSAC, threshold=1.0)[0]
+        for sample in _samples(tracks.uv0[rows])
+    ]
     E = np.concatenate([np.zeros((0, 3, 3)), *matrices])
     error = _epipolar_error(a, b, info, E)
     fit = (tracks.votes[rows] * np.maximum(1 - error / FITS, 0)).sum(-1)
@@ -86,24 +84,6 @@ def _samples(uv: Array) -> Iterator[Array]:  # (n, 2) -> (5,)
         else:
             pool = np.arange(len(uv))
         yield rng.choice(pool, POINTS, replace=False)
-
-
-def _five_point(a: Array, b: Array) -> Array:
-    """Return essential matrices (k, 3, 3) of five pairs of rays."""
-    try:
-        stacked, _ = cv2.findEssentialMat(
-            a[:, :2].copy(),
-            b[:, :2].copy(),
-            np.eye(3),
-            method=cv2.RANSAC,
-            prob=0.999,
-            threshold=1.0,
-        )
-    except cv2.error:  # an assertion inside, where the five are degenerate
-        stacked = None
-    if stacked is None or stacked.shape[0] % 3 or not np.isfinite(stacked).all():
-        return np.zeros((0, 3, 3))
-    return np.asarray(stacked).reshape(-1, 3, 3)
 
 
 def _epipolar_error(a: Array, b: Array, info: Array, E: Array) -> Array:  # (k, n)
