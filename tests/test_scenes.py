@@ -67,6 +67,22 @@ def test_shapes_and_ranges(clips: ClipBatch) -> None:
     assert (clips.depth > 0).all()
 
 
+def test_traffic_travels_along_the_camera_path() -> None:
+    options = replace(
+        CLEAN, traffic_share=1.0, figure_share=0.0, camera_weights=(0, 0, 0, 1, 0, 1, 0)
+    )
+    traffic = render_clips(5, 8, 3, SIZE, "cpu", options)
+    ends = traffic.world_from_cam[:, [0, -1], :3, 3]
+    path = F.normalize((ends[:, 1] - ends[:, 0]).float(), dim=-1)
+    flow = traffic.scene_flow[:, 0]
+    off_path = (
+        flow - (flow * path[:, None, None]).sum(-1, keepdim=True) * path[:, None, None]
+    ).norm(dim=-1)
+    moving = traffic.motion_mask[:, 0]
+    assert moving.any()
+    assert (off_path / flow.norm(dim=-1).clamp_min(1e-9))[moving].median() < 0.1
+
+
 def test_flow_agrees_with_depth_pose_and_scene_flow(clips: ClipBatch) -> None:
     moved = clips.pointmap_in_world[:, :-1] + clips.scene_flow
     cam_from_world = torch.linalg.inv(clips.world_from_cam[:, 1:].double()).float()

@@ -158,19 +158,24 @@ def _group_motion(
     speed = log_uniform(rng, *options.mover_speed, shape) * width / lens.focal[:, None] * depth
     heading = rng.normal(size=(*shape, 3))
     heading[upright] *= [1, 0.02, 1]
+    travelled = cameras[:, :, :3, 3] - cameras[:, :1, :3, 3]
+    traffic = np.zeros(shape, bool)
+    if options.traffic_share:
+        traffic = (rng.random(shape) < options.traffic_share) & travelled[:, -1:].any(-1)
+        heading[traffic] = (rng.choice([-1.0, 1.0], (*shape, 1)) * travelled[:, -1:])[traffic]
     heading /= np.linalg.norm(heading, axis=-1, keepdims=True)
     pace = 1 + 0.3 * smooth_noise(rng, (B, T, _GROUPS, 1), 0.9)
     step = heading[:, None] * speed[:, None, :, None] * pace
-    step += 0.15 * speed[:, None, :, None] * smooth_noise(rng, (B, T, _GROUPS, 3), 0.8)
+    sway = np.where(traffic, 0.01, 0.15) * speed
+    step += sway[:, None, :, None] * smooth_noise(rng, (B, T, _GROUPS, 3), 0.8)
     step[:, 0] = 0
     offset = step.cumsum(1)
     offset -= np.take_along_axis(offset, rng.integers(0, T, (B, 1, _GROUPS, 1)), 1)
     escorts = rng.random(shape) < 0.2  # keep pace with the camera, like the car ahead
-    travelled = cameras[:, :, :3, 3] - cameras[:, :1, :3, 3]
     offset += escorts[:, None, :, None] * travelled[:, :, None]
     rate = log_uniform(rng, 0.004, 0.2, shape)[..., None] * rng.normal(size=(*shape, 3))
     rate[upright] *= [0.05, 1, 0.05]
-    rate *= (rng.random(shape) < 0.65)[..., None]
+    rate *= ((rng.random(shape) < 0.65) & ~traffic)[..., None]
     angle = rate[:, None] * np.arange(T)[None, :, None, None]
     return offset, rotation_from_vector(angle), pivot
 

@@ -35,6 +35,8 @@ class SceneOptions:
     """Apparent speed, at typical depth, of camera translation."""
     mover_speed: tuple[float, float] = (0.002, 0.10)
     """Apparent speed of movers."""
+    traffic_share: float = 0.0
+    """Share of movers that travel along the camera's path, either way: only their depth tells them from what stands."""
     tiles: int = 32
     """Textures in an atlas."""
     atlases: int = 64
@@ -55,6 +57,7 @@ class SceneOptions:
         for name in (
             "static_share",
             "figure_share",
+            "traffic_share",
             "outdoor_share",
             "shadow_share",
             "fog_share",
