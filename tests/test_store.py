@@ -298,7 +298,10 @@ def revision(indices: list[int], scale: float) -> PoseRevision:
     poses = np.stack([np.eye(4)] * len(indices))
     poses[:, 0, 3] = [1000.0 + index for index in indices]
     return PoseRevision(
-        indices=np.array(indices), world_from_cam=poses, scale=np.full(len(indices), scale)
+        indices=np.array(indices),
+        world_from_cam=poses,
+        scale=np.full(len(indices), scale),
+        pose_covariance=np.eye(6) * np.full((len(indices), 1, 1), scale),
     )
 
 
@@ -318,6 +321,7 @@ def test_revisions_change_poses_and_scale_depth(tmp_path: Path) -> None:
         assert store.world_from_cam[index, 0, 3] == 1000 + index
         factor = 3.0 if index == 4 else 2.0
         np.testing.assert_allclose(store[index].depth, factor * posed(index).depth, rtol=2**-11)
+        assert store.pose_covariance[index, 0, 0] == (1.5 if index == 4 else 2.0)
     for index in (0, 2, 5, 254, 257, 298):
         assert_same(store[index], posed(index))
 

@@ -284,8 +284,9 @@ class StoreWriter:
         """Bring the arrays up to date with the published revision, then take it out of the root."""
         if changes is None:
             return
-        for name in ("world_from_cam", "depth_scale"):
-            self._arrays.rows[name].put(changes["index"], changes[name])
+        for name in ("world_from_cam", "depth_scale", "pose_covariance"):
+            if name in changes:  # a store left by an older version names fewer
+                self._arrays.rows[name].put(changes["index"], changes[name])
         del self._attributes["pending_revision"]
         self._write_root()
 
