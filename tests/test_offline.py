@@ -25,6 +25,7 @@ from stream4d.store import rewrite
 from stream4d.store.reader import open_store
 from stream4d.store.writer import StoreWriter
 from tests import naive
+from tests.disks import little_room
 from tests.interpreted import run_without_compilation
 from tests.oracle import OracleModel
 from tests.posed import posed_frame
@@ -334,6 +335,20 @@ def test_ctrl_c_while_writing_leaves_the_store(
     rows = {"world_from_cam": np.zeros((4, 4, 4))}
     with pytest.raises(KeyboardInterrupt), rewrite.Rewrite(path) as new:
         new.write(rows, {})
+    assert listing(path) == before
+    assert os.listdir(tmp_path) == ["a.zarr"]
+
+
+def test_disk_full_while_writing_leaves_the_store(tmp_path: Path) -> None:
+    _, run = recording(drift=0.0, frames=4)
+    path = stored(tmp_path / "a.zarr", run)
+    before = listing(path)
+    with (
+        little_room(1000),
+        pytest.raises(StoreError, match="File too large; .* is as it was"),
+        rewrite.Rewrite(path, tmp_path / "b.zarr") as new,
+    ):
+        new.write({}, {})
     assert listing(path) == before
     assert os.listdir(tmp_path) == ["a.zarr"]
 

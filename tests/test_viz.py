@@ -27,6 +27,7 @@ from stream4d.viz.contact_sheet import contact_sheet, write_contact_sheet
 from stream4d.viz.mailbox import Mailbox, WaitingQueue, Worker
 from stream4d.viz.rerun_sink import RerunSink
 from stream4d.viz.voxel_table import VoxelTable
+from tests.disks import little_room
 from tests.posed import Frames, posed_frames
 from tests.synthetic import HALF, Scene
 
@@ -518,6 +519,25 @@ def test_fault_while_recording_reaches_the_pipeline(
         record(tmp_path / "run.rrd", frames * 4)
 
 
+@pytest.mark.parametrize("count", [12, rerun_sink.CHECK_EVERY + 12])
+def test_disk_full_while_recording_leaves_no_whole_looking_file(
+    tmp_path: Path, frames: list[PosedFrame], count: int
+) -> None:
+    """Rerun's writer dies silently; the partial name stays, and the run hears of it before its end."""
+    many = [dataclasses.replace(frames[i % 12], index=i) for i in range(count)]
+    with (
+        little_room(50_000),
+        pytest.raises(Stream4DError, match=r"cannot write the recording .*run\.partial\.rrd"),
+    ):
+        record(tmp_path / "run.rrd", many)
+    assert [p.name for p in tmp_path.iterdir()] == ["run.partial.rrd"]
+
+
+def test_disk_full_before_recording(tmp_path: Path) -> None:
+    with little_room(0), pytest.raises(Stream4DError, match="cannot write the recording"):
+        record(tmp_path / "run.rrd", [])
+
+
 # --- live views ----------------------------------------------------------------------------------------------
 
 
@@ -757,6 +777,10 @@ def test_contact_sheet_refuses_what_it_cannot_write(
         write_contact_sheet(frames, tmp_path / "sheet.txt")
     with pytest.raises(ExportError, match="No such file"):
         write_contact_sheet(frames, tmp_path / "no" / "sheet.png")
+    (tmp_path / "old.png").write_bytes(b"precious")
+    with little_room(1000), pytest.raises(ExportError, match="File too large"):
+        write_contact_sheet(frames, tmp_path / "old.png")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.png", b"precious")]
 
 
 def test_fitted_eye_looks_at_the_scene() -> None:

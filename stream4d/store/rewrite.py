@@ -103,12 +103,16 @@ class Rewrite:
 
 
 def _copy(source: Path, folder: Path, share: Callable[[str, str], Any]) -> None:
-    def copy(a: str, b: str) -> Any:
-        name = Path(a).parent.name
-        is_map = name in BY_NAME and BY_NAME[name].is_map and Path(a).name.startswith("c.")
+    """Copy a store; not with ``copytree``, which gathers errors and goes on where the disk is full."""
+    for old in source.rglob("*"):
+        new = folder / old.relative_to(source)
+        if old.is_dir():
+            new.mkdir(parents=True, exist_ok=True)
+            continue
+        new.parent.mkdir(parents=True, exist_ok=True)
+        name = old.parent.name
+        is_map = name in BY_NAME and BY_NAME[name].is_map and old.name.startswith("c.")
         try:
-            return (share if is_map else shutil.copyfile)(a, b)
+            (share if is_map else shutil.copyfile)(str(old), str(new))
         except PermissionError:  # a file system without hard links
-            return shutil.copyfile(a, b)
-
-    shutil.copytree(source, folder, copy_function=copy, dirs_exist_ok=True)
+            shutil.copyfile(old, new)

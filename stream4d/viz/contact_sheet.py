@@ -5,6 +5,8 @@ OpenCV and numpy only.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -103,9 +105,13 @@ def write_contact_sheet(source: FrameSource, path: str | Path, *, title: str = "
         done = False
     if not done:
         raise ExportError(f"cannot write a picture as {path.suffix!r}: use .png or .jpg")
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.write_bytes(data.tobytes())
+        partial.write_bytes(data.tobytes())
+        os.replace(partial, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise ExportError(f"cannot write {path}: {error.strerror}") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable
@@ -35,8 +36,12 @@ FPS_SECONDS = 3.0
 BATCHES = rr.ChunkBatcherConfig(flush_tick=10.0, flush_num_bytes=1 << 17)
 """Of a recording, per entity: longer columns than for a live view. The file's writer keeps a list of all batches, and
 the batches themselves until they are full: 128 KiB keeps the sum flat (+1 kB per frame over 3000 frames)."""
+CHECK_EVERY = 64
+"""Frames between looks at whether the recording's writer, which does not tell, still writes."""
 ANSWER_SECONDS = 10.0
 """How long a live view may take to accept a frame before it counts as hung."""
+FULL_BYTES = 1 << 20
+"""A disk with less room than this counts as full."""
 REVISIONS = 64
 """Revisions kept for a live view that is busy."""
 
@@ -116,41 +121,63 @@ class _RecordingFile:
         # Keeps the suffix: the viewer opens a recording that a crash left behind.
         self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self._recording = _new_recording(name, BATCHES)
-        self._recording.save(self._partial)
+        try:
+            self._recording.save(self._partial)
+        except RuntimeError as error:
+            raise self._failure(str(error)) from None
         self._log = SceneLog(self._recording, max_points=max_points, timing=timing)
         self._queue: WaitingQueue[_Arrival | PoseRevision] = WaitingQueue(QUEUE)
-        self._is_empty = True
+        self._frames = 0
         self._worker = Worker("recording", self._queue, self._record)
 
     def write(self, item: _Arrival | PoseRevision) -> None:
         self._check()
-        self._is_empty = False
         self._queue.put(item)
 
     def finish(self, *, failed: bool = False) -> None:
-        """Write the rest and give the file its name; a run that failed before its first frame leaves none."""
+        """Write the rest and give the file its name; a run that failed before its first frame leaves none.
+
+        Raises:
+            Stream4DError: not all of it could be written; what there is keeps the name of a partial file.
+        """
         self._worker.join()
-        if self._worker.error is None:
+        try:
+            self._check()
             self._log.finish()
-        self._recording.flush()
-        self._recording.disconnect()
-        if failed and self._is_empty:
-            self._partial.unlink()
-            return
-        os.replace(self._partial, self._path)
-        self._check()
+            self._flush()
+        finally:
+            self._recording.disconnect()
+            if failed and not self._frames:
+                self._partial.unlink()
+        if self._partial.exists():
+            os.replace(self._partial, self._path)
 
     def _record(self, item: _Arrival | PoseRevision) -> None:
         if isinstance(item, PoseRevision):
             self._log.revise(item)
-        else:
-            self._log.log(item.frame, item.timing)
+            return
+        self._log.log(item.frame, item.timing)
+        self._frames += 1
+        if self._frames % CHECK_EVERY == 0:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Wait for the writer; Rerun only says that it has ended, the disk why."""
+        try:
+            self._recording.flush()
+        except RuntimeError as error:
+            is_full = shutil.disk_usage(self._path.parent).free < FULL_BYTES
+            reason = "no space left on the disk" if is_full else str(error)
+            kept = f"what was written is in {self._partial}"
+            raise self._failure(f"{reason}; {kept}") from error
 
     def _check(self) -> None:
-        if self._worker.error is not None:
-            raise Stream4DError(
-                f"cannot write the recording {self._path}: {self._worker.error}"
-            ) from self._worker.error
+        error = self._worker.error
+        if error is not None:
+            raise error if isinstance(error, Stream4DError) else self._failure(str(error)) from error
+
+    def _failure(self, reason: str) -> Stream4DError:
+        return Stream4DError(f"cannot write the recording {self._path}: {reason}")
 
 
 class RerunSink:
