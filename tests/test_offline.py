@@ -345,7 +345,7 @@ def test_disk_full_while_writing_leaves_the_store(tmp_path: Path) -> None:
     before = listing(path)
     with (
         little_room(1000),
-        pytest.raises(StoreError, match="File too large; .* is as it was"),
+        pytest.raises(StoreError, match=r"File too large; .* is as it was"),
         rewrite.Rewrite(path, tmp_path / "b.zarr") as new,
     ):
         new.write({}, {})
