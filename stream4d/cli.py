@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure(-1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0))
         return int(importlib.import_module(COMMANDS[name][0]).run(args))
     except Stream4DError as error:
-        sys.stderr.write(f"stream4d: {error}{_meant_command(words)}\n")
+        told = " ".join(str(error).splitlines())  # a file's name may hold a newline
+        sys.stderr.write(f"stream4d: {told}{_meant_command(words)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stream4d: interrupted\n")

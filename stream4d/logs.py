@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Self
 
+PATIENCE_S = 4.0
+"""How long work may stay silent before its first result."""
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
 
 
@@ -26,6 +29,8 @@ class _ProgressSafeHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def configure(verbosity: int = 0) -> None:
     """Send log lines to stderr: -1 errors only, 0 warnings, 1 info, 2 and above debug."""
+    # OpenCV's own warning about a broken image would stand beside our error. It reads this when it is imported.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     handler = _ProgressSafeHandler()
     handler.setFormatter(logging.Formatter(LOG_FORMAT if verbosity > 0 else "%(message)s"))
@@ -55,10 +60,17 @@ class Progress:
         unit: what is counted.
         quiet: show nothing.
         done: how many an earlier run has done.
+        patience: what to say where the first result takes longer than a few seconds.
     """
 
     def __init__(
-        self, total: int | None, *, unit: str = "frame", quiet: bool = False, done: int = 0
+        self,
+        total: int | None,
+        *,
+        unit: str = "frame",
+        quiet: bool = False,
+        done: int = 0,
+        patience: str = "",
     ) -> None:
         from tqdm import tqdm
 
@@ -77,6 +89,13 @@ class Progress:
             smoothing=0.05,
             leave=False,
         )
+        self._patience = threading.Timer(PATIENCE_S, self._say, [patience])
+        self._patience.daemon = True
+        if patience and not quiet:
+            self._patience.start()
+
+    def _say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
@@ -87,6 +106,7 @@ class Progress:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._patience.cancel()
         self._bar.close()
 
     def advance(self, note: str = "") -> None:
@@ -97,6 +117,7 @@ class Progress:
         self._bar.update()
         now = time.monotonic()
         if self._done == self._before + 1:
+            self._patience.cancel()
             # What comes before the first result (loading, compiling) says nothing of the rate.
             self._first = self._last_line = now
         if not self._interactive and not self._quiet and now - self._last_line > 10:

@@ -12,11 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from stream4d import logs
 from stream4d.cli import COMMANDS, main
+from stream4d.commands import run
 from stream4d.packets import PosedFrame
+from stream4d.reader import open_video
 from tests.clips import write_sound
 from tests.videos import textured_pan, write_video
 
@@ -249,12 +253,56 @@ def test_interrupted_run_tells_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(RunSummary, "add", press_ctrl_c)
         assert main(flags) == 130
-    assert "with --resume goes on" in capsys.readouterr().out
+        assert "with --resume goes on" in capsys.readouterr().out
+        assert main([*flags, "--overwrite"]) == 130
+    assert "with --resume in place of --overwrite goes on" in capsys.readouterr().out
     assert main([*flags, "--resume"]) == 0
     told = capsys.readouterr().out
     assert re.search(r"going on from frame [1-9]", told)
     assert "of an earlier run" in told
     assert "stream4d replay 'a b.zarr'" in told
+
+
+def test_a_stop_before_the_first_frame_promises_nothing(clip: Path) -> None:
+    from stream4d.commands.summary import RunSummary
+
+    with open_video(clip) as reader:
+        summary = RunSummary(reader.info, "out.zarr")
+    assert "--resume" not in summary.closing(interrupted=True)
+
+
+def test_broken_image_is_one_line(tmp_path: Path) -> None:
+    """OpenCV has its own word to say about it, straight to the terminal."""
+    for index, rgb in enumerate(textured_pan(6)):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), rgb)
+    broken = tmp_path / "4.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    command = [sys.executable, "-m", "stream4d", str(tmp_path), "--out", "out.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line != run.FIRST_RUN]
+    assert lines == [f"stream4d: {broken} is not an image that can be read: remove or replace it"]
+
+
+def test_a_line_break_in_a_name_does_not_break_the_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "two\nlines.mp4")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_progress_asks_for_patience(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logs, "PATIENCE_S", 0.01)
+    with logs.Progress(3, patience="wait"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == "wait\n"
+    monkeypatch.setattr(logs, "PATIENCE_S", 0.5)
+    with logs.Progress(3, patience="wait") as progress:
+        progress.advance()
+        time.sleep(0.6)
+    assert capsys.readouterr().err == ""
 
 
 def test_ctrl_c_after_the_last_window_interrupts_nothing(

@@ -7,7 +7,7 @@ import dataclasses
 import time
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stream4d import config as settings
 from stream4d import logs
@@ -15,15 +15,15 @@ from stream4d.config import RunConfig
 from stream4d.errors import ConfigError, StoreCompleteError
 from stream4d.interrupt import first_ctrl_c
 
-if TYPE_CHECKING:
-    pass
-
 EXAMPLES = """\
 examples:
   stream4d video.mp4                                camera path, depth, masks and flow into video.zarr
   stream4d walk.mov --view native --save-rrd w.rrd  watch it live and keep the recording
   stream4d frames/ --intrinsics 517,516,318,255     a folder of images from a known camera
 """
+FIRST_RUN = (
+    "getting ready: the first run on a machine compiles its kernels, which takes up to a minute"
+)
 
 
 def _field(path: str) -> tuple[dataclasses.Field[Any], Any]:
@@ -204,13 +204,16 @@ def _reconstruct(args: argparse.Namespace) -> int:
         summary = RunSummary(run.info, out, frames_before=run.first_frame)
         if not args.quiet:
             logs.show(summary.opening(run.model.card.name))
-        progress = logs.Progress(run.info.frame_count, quiet=args.quiet, done=run.first_frame)
+        progress = logs.Progress(
+            run.info.frame_count, quiet=args.quiet, done=run.first_frame, patience=FIRST_RUN
+        )
         with progress, first_ctrl_c(run.stop, announce="stopping after this window"):
             for frame in run:
                 summary.add(frame)
                 progress.advance()
     if not args.quiet:
-        logs.show(summary.closing(interrupted=not run.is_finished, dropped=run.reader.dropped))
+        stopped, dropped = not run.is_finished, run.reader.dropped
+        logs.show(summary.closing(interrupted=stopped, overwrites=args.overwrite, dropped=dropped))
     if run.view is not None:
         if run.view.page and not args.quiet:
             logs.show("the web view stays up until Ctrl-C")

@@ -79,11 +79,14 @@ class RunSummary:
             f"reader {info.backend}{why}; model {model}{resumed}"
         )
 
-    def closing(self, *, interrupted: bool = False, dropped: int = 0) -> str:
+    def closing(
+        self, *, interrupted: bool = False, overwrites: bool = False, dropped: int = 0
+    ) -> str:
         """Return the table, and what to type next.
 
         Args:
             interrupted: the user stopped it, and there is more to do.
+            overwrites: it was started with ``--overwrite``.
             dropped: frames of a live source that came faster than they were taken.
         """
         unit = "m" if self._last is not None and self._last.is_metric else "units (scale unknown)"
@@ -105,8 +108,11 @@ class RunSummary:
         if self.frames or self._frames_before:
             rows.append(("store", str(self._out)))
         lines = [f"  {name:<13} {value}" for name, value in rows]
-        if interrupted:
-            lines.append("stopped early; the same command with --resume goes on")
+        if interrupted and not (self.frames or self._frames_before):
+            lines.append("stopped before the first frame was kept")
+        elif interrupted:
+            how = "--resume in place of --overwrite" if overwrites else "--resume"
+            lines.append(f"stopped early; the same command with {how} goes on")
         elif self.frames:
             lines.append(f"look at it with: stream4d replay {shlex.quote(str(self._out))}")
         return "\n".join(lines)
