@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stream4d.geometry import transforms
+from stream4d.geometry import _kernels_algebra, transforms
 from stream4d.packets import Array
-from stream4d.pose import _kernels_graph, _kernels_parts, _kernels_similarity, graph
+from stream4d.pose import _kernels_graph, _kernels_similarity, graph
 from tests import naive
 from tests.interpreted import run_without_compilation
 
@@ -55,9 +55,9 @@ def test_the_small_solver(columns: int) -> None:
     M = rng.normal(size=(7, 7))
     A, B = M @ M.T + np.eye(7), rng.normal(size=(7, columns))
     X = B.copy()
-    assert _kernels_parts.solve_columns(A.copy(), X)
+    assert _kernels_algebra.solve_columns(A.copy(), X)
     np.testing.assert_allclose(X, np.linalg.solve(A, B), atol=1e-10)
-    assert not _kernels_parts.solve_columns(A - 100 * np.eye(7), B.copy())
+    assert not _kernels_algebra.solve_columns(A - 100 * np.eye(7), B.copy())
 
 
 @pytest.mark.parametrize("n", [1, 2, 30])
@@ -66,9 +66,9 @@ def test_the_dense_solver(n: int) -> None:
     M = rng.normal(size=(n, n)) * (rng.random((n, n)) < 0.3)
     A, b = M @ M.T + np.eye(n), rng.normal(size=n)
     x = b.copy()
-    assert _kernels_parts.solve_positive(A.copy(), x)
+    assert _kernels_algebra.solve_positive(A.copy(), x)
     np.testing.assert_allclose(x, np.linalg.solve(A, b), atol=1e-10)
-    assert not _kernels_parts.solve_positive(A - 1e3 * np.eye(n), b.copy())
+    assert not _kernels_algebra.solve_positive(A - 1e3 * np.eye(n), b.copy())
 
 
 class Ring:

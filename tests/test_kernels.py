@@ -333,9 +333,10 @@ def test_the_kernels_that_share_code_are_known() -> None:
     shared = {
         path.name: {other.name for other in _imported_kernels(path)} for path in _kernel_files()
     }
-    assert shared["_kernels_parts.py"] == set()
+    assert shared["_kernels_algebra.py"] == set()
+    assert shared["_kernels_parts.py"] == {"_kernels_algebra.py"}
     assert {"_kernels_bundle.py", "_kernels_parts.py"} <= shared["_kernels_offline.py"]
-    assert {"_kernels_similarity.py", "_kernels_parts.py"} <= shared["_kernels_graph.py"]
+    assert {"_kernels_similarity.py", "_kernels_algebra.py"} <= shared["_kernels_graph.py"]
 
 
 def test_no_kernel_was_compiled_before_what_it_shares() -> None:

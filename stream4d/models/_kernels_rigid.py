@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Numba kernels of one rigid camera motion in a dense flow: normal equations of both fits, and what remains of a flow.
+"""Numba kernels of one rigid camera motion in a dense flow: both robust fits, and what remains of a flow.
 
 Points are pixels relative to the principal point: ``start`` and ``end`` (n, 2), with ``information`` (n,), the inverse
 variance of a flow per axis. ``R`` and ``t`` take points of the first camera to the second; ``focal`` is in the same
@@ -14,6 +14,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from stream4d.geometry._kernels_algebra import so3_exp, solve_positive
+
+MEDIAN_OF_ONE, MEDIAN_OF_TWO = 0.455, 1.386
+"""Medians of χ² with one and with two degrees of freedom: the median error says how much 1σ is too small."""
 COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 """Without Python's check for a zero divisor, which keeps loops from using vectors."""
 
@@ -47,6 +51,33 @@ def rotation_system(start, end, information, R, focal, scale, A, g, square):
             g[i] += w * (J[0, i] * u + J[1, i] * v)
             for j in range(3):
                 A[i, j] += w * (J[0, i] * J[0, j] + J[1, i] * J[1, j])
+
+
+@njit(**COMPILED)
+def _turn(phi, R):
+    """Apply a left rotation vector."""
+    dR = np.empty((3, 3))
+    so3_exp(phi, dR)
+    for j in range(3):
+        a, b, c = R[0, j], R[1, j], R[2, j]
+        for i in range(3):
+            R[i, j] = dR[i, 0] * a + dR[i, 1] * b + dR[i, 2] * c
+
+
+@njit(**COMPILED)
+def fit_rotation(start, end, information, focal, rounds, R):
+    """Improve the rotation that explains most of the flow, one step per round; ``rounds`` are robust scales in σ²."""
+    A, g, square = np.empty((3, 3)), np.empty(3), np.empty(len(start))
+    spread = 1.0
+    for scale in rounds:
+        rotation_system(start, end, information, R, focal, scale * spread, A, g, square)
+        spread = max(1.0, np.median(square) / MEDIAN_OF_TWO)
+        floor = 1e-9 * (A[0, 0] + A[1, 1] + A[2, 2] + 1e-9)
+        for i in range(3):
+            A[i, i] += floor
+        if not solve_positive(A, g):
+            return
+        _turn(g, R)
 
 
 @njit(**COMPILED)
@@ -109,6 +140,63 @@ def epipolar_system(start, end, information, R, t, tangent, focal, scale, A, g, 
 
 
 @njit(**COMPILED)
+def tangent_plane(t, out):
+    """Write two unit vectors (2, 3) that are perpendicular to ``t``, of unit length, and to each other."""
+    k = 0
+    for i in range(1, 3):
+        if abs(t[i]) < abs(t[k]):
+            k = i
+    i, j = (k + 1) % 3, (k + 2) % 3
+    length = math.sqrt(t[i] * t[i] + t[j] * t[j])
+    out[0, k], out[0, i], out[0, j] = 0.0, t[j] / length, -t[i] / length  # t × axis k
+    for i in range(3):
+        a, b = (i + 1) % 3, (i + 2) % 3
+        out[1, i] = t[a] * out[0, b] - t[b] * out[0, a]
+
+
+@njit(**COMPILED)
+def _step(R, t, tangent, step, focal):
+    """Apply an update of ``epipolar_system``, of bounded length; return the focal length."""
+    _turn(step[:3], R)
+    a, b = min(max(step[3], -0.5), 0.5), min(max(step[4], -0.5), 0.5)
+    length = 0.0
+    for i in range(3):
+        t[i] += a * tangent[0, i] + b * tangent[1, i]
+        length += t[i] * t[i]
+    for i in range(3):
+        t[i] /= math.sqrt(length)
+    return focal * math.exp(min(max(step[5], -0.3), 0.3))
+
+
+@njit(**COMPILED)
+def fit_motion(start, end, information, R, t, state, rounds, A, square):
+    """Improve a motion in place, one step per round; ``rounds`` are robust scales in σ².
+
+    ``state`` (4): the focal length and the spread, by how much σ² is too small, both also improved; the focal length's
+    first guess and the information of its logarithm, infinite where it is known. ``A`` (6, 6) and ``square`` (n) are
+    the last normal equations and squared errors.
+    """
+    tangent, g, damped = np.empty((2, 3)), np.empty(6), np.empty((6, 6))
+    for scale in rounds:
+        tangent_plane(t, tangent)
+        scale *= state[1]
+        epipolar_system(start, end, information, R, t, tangent, state[0], scale, A, g, square)
+        state[1] = max(1.0, np.median(square) / MEDIAN_OF_ONE)
+        if math.isinf(state[3]):
+            A[5, :], A[:, 5], g[5], A[5, 5] = 0.0, 0.0, 0.0, 1.0
+        else:
+            prior = state[3] * state[1]
+            A[5, 5] += prior
+            g[5] -= prior * math.log(state[0] / state[2])
+        damped[:] = A
+        for i in range(6):
+            damped[i, i] += 1e-4 * A[i, i] + 1e-9
+        if not solve_positive(damped, g):
+            return
+        state[0] = _step(R, t, tangent, g, state[0])
+
+
+@njit(**COMPILED)
 def baseline_moments(start, end, information, R, focal, M):
     """Write Σ w n nᵀ of the normals n = end × R start, whose least eigenvector is the best ``t`` for this rotation."""
     M[:] = 0.0
@@ -130,11 +218,17 @@ def baseline_moments(start, end, information, R, focal, M):
 
 
 @njit(**COMPILED)
+def _finite(x):
+    """Return zero for what float32 cannot hold."""
+    return x if abs(x) < 3e38 else 0.0
+
+
+@njit(**COMPILED)
 def remains(flow, R, t, focal, centre, out):
     """Write what a rigid motion leaves of a flow (2, h, w): ``out`` (4, h, w).
 
     Sampson distance, length of the flow without rotation (both in pixels), parallax along the epipolar line in pixels
-    (positive in front of the camera), and its inverse depth where ``t`` has length 1.
+    (positive in front of the camera), and its inverse depth where ``t`` has length 1; zeros where a flow is broken.
     """
     h, w = flow.shape[1:]
     E = np.empty((3, 3))
@@ -154,8 +248,8 @@ def remains(flow, R, t, focal, centre, out):
             p, q = t[0] - t[2] * x, t[1] - t[2] * y
             length = math.sqrt(p * p + q * q) + 1e-9
             along = (u * p + v * q) / length
-            out[0, i, j] = focal * abs(distance)
-            out[1, i, j] = focal * math.sqrt(u * u + v * v)
-            out[2, i, j] = focal * along
             below = length - along * t[2]
-            out[3, i, j] = z * along / below if below > 1e-6 else 0.0
+            out[0, i, j] = _finite(focal * abs(distance))
+            out[1, i, j] = _finite(focal * math.sqrt(u * u + v * v))
+            out[2, i, j] = _finite(focal * along)
+            out[3, i, j] = _finite(z * along / below if below > 1e-6 else 0.0)

@@ -146,7 +146,7 @@ class FrameEncoder(nn.Module):
     @staticmethod
     def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
         for layer in layers:
-            x = F.relu(layer(x))
+            x = F.relu_(layer(x))
         return x
 
     def forward(
@@ -163,9 +163,9 @@ class FrameEncoder(nn.Module):
             F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (x4, x5)
         )
         eighth = self.fused(self._run(self.fusion, merged))
-        colour = F.relu(self.colour(join(quarter, quarter, patches)))
-        x = F.relu(self.residual[0](colour))
-        quarter = F.relu(colour + self.residual[1](x))
+        colour = F.relu_(self.colour(join(quarter, quarter, patches)))
+        x = F.relu_(self.residual[0](colour))
+        quarter = F.relu_(colour + self.residual[1](x))
         return FrameFeatures(quarter, eighth, x4, x5, grey, small)
 
 
@@ -332,9 +332,9 @@ class Fusion(nn.Module):
         errors = [torch.log1p(round_trip(f)) for f in (initial, match.flow)]
         jump = match.flow - initial
         clues = [*costs, *errors, match.confidence, jump / (1 + jump.abs()), initial / 16]
-        x = F.relu(self.enter(join(context, *clues, context)))
+        x = F.relu_(self.enter(join(context, *clues, context)))
         for block in self.blocks:
-            x = x + F.relu(block(x))
+            x = x + F.relu_(block(x))
         out = self.flow(x).float()
         flow = initial + out[:, 2:3].sigmoid() * jump + STEP * out[:, :2]
         return flow, out[:, 3:4].sigmoid(), self.hidden(x)
@@ -383,9 +383,9 @@ class Refiner(nn.Module):
         costs, apart = correlation(descriptors, flow, self.radius)
         back = torch.log1p(round_trip(flow))
         away = (initial - flow).clamp(-8, 8) / 4
-        x = F.relu(self.enter(join(hidden, costs, away, back, apart, context, hidden)))
+        x = F.relu_(self.enter(join(hidden, costs, away, back, apart, context, hidden)))
         for block in self.blocks:
-            x = x + F.relu(block(x))
+            x = x + F.relu_(block(x))
         hidden = tanh_of_sum(self.update(x), hidden)
         # One convolution for both: a few channels cost as much as sixteen.
         layers = (self.delta, self.scale)
@@ -428,8 +428,8 @@ class FlowNet(nn.Module):
         return MatchFeatures(
             unit,
             4 * F.normalize(fine - fine.mean(1, keepdim=True), dim=1),
-            F.relu(self.fusion.context(torch.cat([eighth, upped], 1))),
-            F.relu(self.refiner.context(quarter)),
+            F.relu_(self.fusion.context(torch.cat([eighth, upped], 1))),
+            F.relu_(self.refiner.context(quarter)),
         )
 
     def forward(

@@ -9,7 +9,7 @@ best pure rotation (Kneip & Lynen, ICCV 2013, eq. 4). Nothing here is learned, n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from stream4d.geometry.epipolar import essential_matrices
-from stream4d.geometry.transforms import so3_exp
 from stream4d.models import _kernels_rigid as kernels
 from stream4d.packets import Array
 
@@ -27,12 +26,10 @@ MIN_POINTS = 24
 """Cells that must be trusted for a fit."""
 FLOOR_PX = 0.02
 """Least 1σ of a flow, pixels of the level: what rounding and interpolation leave."""
-ROUNDS = (400.0, 100.0, 25.0, 9.0, 9.0, 9.0, 9.0)
+ROUNDS = np.array([400.0, 100.0, 25.0, 9.0, 9.0, 9.0, 9.0])
 """Scales of the robust weight in σ², one round each: all cells have a say at first, movers none at the end."""
 DECIDING = 25.0
 """Scale in σ² of the robust cost that chooses between the starts."""
-MEDIAN_OF_ONE, MEDIAN_OF_TWO = 0.455, 1.386
-"""Medians of χ² with one and with two degrees of freedom: the median error says how much 1σ is too small."""
 TRIED_SAMPLES = 50
 """Five-point samples of RANSAC."""
 TRIED_ROUNDS = 3
@@ -77,8 +74,8 @@ def find_motion(
     if len(start) < MIN_POINTS:
         return RigidMotion(np.eye(3), np.zeros(3), focal, UNKNOWN)
     info = 1 / np.square(np.maximum(sigma, FLOOR_PX))
-    R = _rotation(start, end, info, focal)
-    M = np.empty((3, 3))
+    R, M = np.eye(3), np.empty((3, 3))
+    kernels.fit_rotation(start, end, info, focal, ROUNDS, R)
     kernels.baseline_moments(start, end, info, R, focal, M)
     starts = [(R, t) for t in (np.linalg.eigh(M)[1][:, 0], *STARTS)]
     noise = 1 / math.sqrt(float(np.median(info))) / focal
@@ -89,16 +86,6 @@ def find_motion(
     best = min(fits, key=lambda fit: fit.cost)
     best.improve(start, end, info, ROUNDS[TRIED_ROUNDS:])
     return best.motion(start, end)
-
-
-def _rotation(start: Array, end: Array, info: Array, focal: float) -> Array:
-    R, A, g, square = np.eye(3), np.empty((3, 3)), np.empty(3), np.empty(len(start))
-    spread = 1.0
-    for scale in ROUNDS:
-        kernels.rotation_system(start, end, info, R, focal, scale * spread, A, g, square)
-        spread = max(1.0, float(np.median(square)) / MEDIAN_OF_TWO)
-        R = so3_exp(np.linalg.solve(A + 1e-9 * (np.trace(A) + 1e-9) * np.eye(3), g)) @ R
-    return R
 
 
 def _five_points(start: Array, end: Array, sigma: float) -> list[tuple[Array, Array]]:
@@ -121,61 +108,37 @@ class _Fit:
     """One hypothesis on its way."""
 
     def __init__(self, R: Array, t: Array, guess: float, focal_known: bool) -> None:
-        self.R, self.t, self.focal, self.guess, self.known = R, t, guess, guess, focal_known
-        self.cost, self.spread = np.inf, 1.0
-        self.A = np.zeros((6, 6))
+        self.R, self.t, self.A = R.copy(), np.array(t, np.float64), np.zeros((6, 6))
+        # Neighbouring cells share their error: without this the guess would have no say.
+        prior = np.inf if focal_known else POINTS_PER_ERROR / FOCAL_SIGMA**2
+        self._state = np.array([guess, 1.0, guess, prior])
+        self.cost = np.inf
 
-    def improve(self, start: Array, end: Array, info: Array, rounds: tuple[float, ...]) -> None:
+    def improve(self, start: Array, end: Array, info: Array, rounds: Array) -> None:
         """Take one step per round; 1σ that is too small for the data widens the robust scale."""
-        A, g, square = np.empty((6, 6)), np.empty(6), np.empty(len(start))
-        for scale in rounds:
-            tangent = _tangent(self.t)
-            kernels.epipolar_system(
-                start,
-                end,
-                info,
-                self.R,
-                self.t,
-                tangent,
-                self.focal,
-                scale * self.spread,
-                A,
-                g,
-                square,
-            )
-            self.spread = max(1.0, float(np.median(square)) / MEDIAN_OF_ONE)
-            if self.known:
-                A[5], A[:, 5], g[5], A[5, 5] = 0, 0, 0, 1
-            else:  # neighbouring cells share their error: without this the guess would have no say
-                prior = POINTS_PER_ERROR * self.spread / FOCAL_SIGMA**2
-                A[5, 5] += prior
-                g[5] -= prior * math.log(self.focal / self.guess)
-            self.A = A
-            step = np.linalg.solve(A + np.diag(1e-4 * A.diagonal() + 1e-9), g)
-            self.R = so3_exp(step[:3]) @ self.R
-            t = self.t + step[3:5].clip(-0.5, 0.5) @ tangent
-            self.t = t / np.linalg.norm(t)
-            self.focal *= math.exp(float(step[5].clip(-0.3, 0.3)))
+        square = np.empty(len(start))
+        kernels.fit_motion(start, end, info, self.R, self.t, self._state, rounds, self.A, square)
         self.cost = float((square / (1 + square / DECIDING)).sum())
 
     def motion(self, start: Array, end: Array) -> RigidMotion:
         """Choose the sign that puts most points in front, and state how well it is known."""
-        cov = np.linalg.inv(self.A + 1e-12 * np.eye(6)) * POINTS_PER_ERROR * self.spread
+        focal, spread = self._state[:2].tolist()
+        cov = np.linalg.inv(self.A + 1e-12 * np.eye(6)) * POINTS_PER_ERROR * spread
         sigma = np.sqrt([np.trace(cov[:3, :3]) / 3, np.trace(cov[3:5, 3:5]) / 2])
-        along, across = self._parallax(start, end)
+        along, across = self._parallax(start, end, focal)
         sign = 1.0 if np.median(along) >= 0 else -1.0
         # Where the camera only turns, the noise itself has a best direction; its length gives it away.
         sigma[1] = max(sigma[1], np.median(np.abs(across)) / max(np.median(np.abs(along)), 1e-12))
         sigma = np.nan_to_num(sigma, nan=np.pi, posinf=np.pi).clip(0, np.pi)
-        return RigidMotion(self.R, sign * self.t, self.focal, sigma)
+        return RigidMotion(self.R, sign * self.t, focal, sigma)
 
-    def _parallax(self, start: Array, end: Array) -> tuple[Array, Array]:
+    def _parallax(self, start: Array, end: Array, focal: float) -> tuple[Array, Array]:
         """Return the flow without rotation, along the epipolar lines and across, in focal lengths."""
-        rays = np.column_stack([start / self.focal, np.ones(len(start))]) @ self.R.T
+        rays = np.column_stack([start / focal, np.ones(len(start))]) @ self.R.T
         p = rays[:, :2] / rays[:, 2:]
         line = self.t[:2] - self.t[2] * p
         line /= np.linalg.norm(line, axis=1, keepdims=True) + 1e-12
-        rest = end / self.focal - p
+        rest = end / focal - p
         return (rest * line).sum(1), rest[:, 0] * line[:, 1] - rest[:, 1] * line[:, 0]
 
 
@@ -183,7 +146,7 @@ class RigidFields(NamedTuple):
     """What rigid motions leave of the flows of B frame pairs; both directions share the batch of the maps."""
 
     maps: Tensor
-    """(2B, 4, h, w), see ``_kernels_rigid.remains``: a → b, then b → a."""
+    """(2B, 4, h, w), see ``_kernels_rigid.remains``: a → b, then b → a; or (B, 4, h, w), b → a alone."""
     rotation: Tensor
     """(B, 3, 3) a_from_b."""
     direction: Tensor
@@ -201,37 +164,35 @@ def rigid_fields(
     moving: Tensor,  # (2B, 1, h, w) what is known already of the probability of motion
     K: Tensor,  # (B, 3, 3) at the level
     is_known: Tensor,  # (B,) bool: K was given, not guessed
+    *,
+    both: bool = True,  # or only the maps of b → a
 ) -> RigidFields:
     """Fit every pair's camera motion; cells that come back where they began vote, movers less."""
-    B, h, w = len(K), *flow.shape[-2:]
-    fields = flow.detach().double().cpu().numpy()
-    spread = (sigma.detach() + 0.3 * trip) / (1 - 0.9 * moving.detach())
-    doubt = spread.double().cpu().numpy()
-    fair = (trip < 0.25 + 0.05 * torch.linalg.vector_norm(flow, dim=1, keepdim=True)).cpu().numpy()
+    B, (h, w) = len(K), flow.shape[-2:]
+    fields = flow.detach().float().cpu().numpy()
     cameras, known = K.detach().double().cpu().numpy(), is_known.tolist()
-    v, u = np.mgrid[STEP // 2 : h : STEP, STEP // 2 : w : STEP].reshape(2, -1)
-    maps = np.zeros((2 * B, 4, h, w))
+    voters = _voters(*(x[:B].detach() for x in (flow, sigma, trip, moving)))
+    maps = np.empty((2 * B if both else B, 4, h, w), np.float32)
     motions = []
-    for i in range(B):
+    for i, (start, moved, doubt, fair) in enumerate(voters):
         centre = cameras[i, :2, 2]
-        moved = fields[i][:, v, u].T
-        start = np.column_stack([u, v]) - centre
-        inside = ((start + moved + centre >= 0) & (start + moved + centre <= [w - 1, h - 1])).all(1)
-        chosen = inside & fair[i, 0, v, u]
+        start = start - centre
+        end = start + moved
+        chosen = ((end + centre >= 0) & (end + centre <= [w - 1, h - 1])).all(1) & fair
         motion = find_motion(
-            start[chosen], (start + moved)[chosen], doubt[i, 0, v, u][chosen], cameras[i, 0, 0],
-            focal_known=known[i],
-        )  # fmt: skip
+            start[chosen], end[chosen], doubt[chosen], cameras[i, 0, 0], focal_known=known[i]
+        )
         R, t = motion.b_from_a, motion.direction
-        kernels.remains(fields[i], R, t, motion.focal, centre, maps[i])
-        kernels.remains(fields[B + i], R.T.copy(), -R.T @ t, motion.focal, centre, maps[B + i])
+        if both:
+            kernels.remains(fields[i], R, t, motion.focal, centre, maps[i])
+        kernels.remains(fields[B + i], R.T.copy(), -R.T @ t, motion.focal, centre, maps[i - B])
         motions.append(motion)
 
     def stack(values: Sequence[Array | float]) -> Tensor:
         return torch.from_numpy(np.stack(values)).float().to(flow.device)
 
     return RigidFields(
-        maps=torch.from_numpy(np.nan_to_num(maps, posinf=0, neginf=0)).float().to(flow.device),
+        maps=torch.from_numpy(maps).to(flow.device),
         rotation=stack([m.b_from_a.T for m in motions]),
         direction=stack([-m.b_from_a.T @ m.direction for m in motions]),
         sigma=stack([m.sigma for m in motions]),
@@ -239,8 +200,18 @@ def rigid_fields(
     )
 
 
-def _tangent(t: Array) -> Array:
-    """Return two unit vectors (2, 3) that are perpendicular to ``t`` and to each other."""
-    first = np.cross(t, np.eye(3)[np.argmin(np.abs(t))])
-    first /= np.linalg.norm(first)
-    return np.stack([first, np.cross(t, first)])
+def _voters(
+    flow: Tensor, sigma: Tensor, trip: Tensor, moving: Tensor
+) -> Iterator[tuple[Array, Array, Array, Array]]:
+    """Yield per pair the cells that vote: pixels (n, 2), flow (n, 2), its 1σ (n,), and whether it comes back."""
+    flow, sigma, trip, moving = (
+        x[..., STEP // 2 :: STEP, STEP // 2 :: STEP] for x in (flow, sigma, trip, moving)
+    )
+    h, w = flow.shape[-2:]
+    spread = (sigma + 0.3 * trip) / (1 - 0.9 * moving)
+    fair = trip < 0.25 + 0.05 * torch.linalg.vector_norm(flow, dim=1, keepdim=True)
+    y, x = STEP * np.mgrid[:h, :w].reshape(2, -1) + STEP // 2
+    at = np.column_stack([x, y]).astype(np.float64)
+    arrays = (x.flatten(2).cpu().numpy() for x in (flow.double(), spread.double(), fair))
+    for moved, doubt, back in zip(*arrays, strict=True):
+        yield at, moved.T, doubt[0], back[0]

@@ -69,17 +69,17 @@ class DenseHead(nn.Module):
         self, quarter: Tensor, eighth: Tensor, tokens: Tensor, hidden: Tensor, cues: Tensor
     ) -> DenseMaps:
         """All inputs share the batch; ``tokens`` is at 1/16, ``hidden`` and ``cues`` at 1/4."""
-        skip = F.relu(self.skip(join(quarter, quarter, hidden)))
-        near = F.relu(self.enter(join(skip, skip, cues)))
+        skip = F.relu_(self.skip(join(quarter, quarter, hidden)))
+        near = F.relu_(self.enter(join(skip, skip, cues)))
         scene = F.interpolate(
             self.tokens(tokens), eighth.shape[-2:], mode="bilinear", align_corners=False
         )
-        x = join(near, F.relu(self.down(near)), F.relu(scene), eighth)
-        x = F.relu(self.middle(x))
+        x = join(near, F.relu_(self.down(near)), F.relu_(scene), eighth)
+        x = F.relu_(self.middle(x))
         for block in self.blocks:
-            x = x + F.relu(block(x))
+            x = x + F.relu_(block(x))
         x = F.interpolate(x, quarter.shape[-2:], mode="bilinear", align_corners=False)
-        out = self.out(F.relu(self.up(torch.cat([x, near], 1)))).float()
+        out = self.out(F.relu_(self.up(torch.cat([x, near], 1)))).float()
         motion, depth, scale = out.split(1, 1)
         return DenseMaps(motion - 2, depth, scale.clamp(-5, 3))
 
@@ -107,7 +107,7 @@ def camera_motion(
     """
     count = len(maps.motion)
     frames = count // len(rigid.rotation)
-    sampson, _, along, inverse = rigid.maps[-count:].split(1, 1)
+    sampson, _, along, inverse = rigid.maps.split(1, 1)
     noise = log_sigma[-count:].exp() / 4  # of the level
     clear = (maps.motion < 0) & (along > 3 * noise + 0.1) & (sampson < noise + 0.1) & (inverse > 0)
     ratio = torch.where(clear, inverse * maps.log_depth.exp(), torch.nan)

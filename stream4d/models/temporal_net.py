@@ -182,16 +182,16 @@ class TemporalNet(nn.Module):
         sigma = (
             math.sqrt(2) / 4 * log_sigma.exp()
         )  # of a Laplace distribution, in pixels of the level
-        rigid = rigid_fields(quarter, sigma, trip, carried.sigmoid(), guess, known)
-        cues = motion_cues(rigid.maps, quarter, log_sigma, trip, carried)
+        rigid = rigid_fields(quarter, sigma, trip, carried.sigmoid(), guess, known, both=both)
         seen = [a, b] if both else [b]
         count = len(seen) * len(b.focal)
+        cues = motion_cues(rigid.maps, *(x[-count:] for x in (quarter, log_sigma, trip, carried)))
         maps = self.dense(
             torch.cat([x.features.quarter for x in seen]),
             torch.cat([x.features.eighth for x in seen]),
             torch.cat([x.tokens for x in seen]),
             flow.hidden.detach()[-count:],
-            cues[-count:],
+            cues,
         )
         with torch.no_grad():
             camera = camera_motion(rigid, maps, log_sigma)

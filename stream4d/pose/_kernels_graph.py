@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from stream4d.pose._kernels_parts import solve_columns
+from stream4d.geometry._kernels_algebra import solve_columns
 from stream4d.pose._kernels_similarity import (
     add_product,
     adjoint_of,

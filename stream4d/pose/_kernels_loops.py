@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from stream4d.pose._kernels_parts import solve_positive
+from stream4d.geometry._kernels_algebra import solve_positive
 from stream4d.pose._kernels_similarity import move_similarity
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from stream4d.pose._kernels_parts import move_pose, robust, solve_positive
+from stream4d.geometry._kernels_algebra import solve_positive
+from stream4d.pose._kernels_parts import move_pose, robust
 
 
 @njit(cache=True, nogil=True)

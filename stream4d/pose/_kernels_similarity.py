@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numba import njit
 
-from stream4d.pose._kernels_parts import so3_exp
+from stream4d.geometry._kernels_algebra import so3_exp
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream4d.geometry import transforms
+from stream4d.geometry import _kernels_algebra, transforms
 from stream4d.packets import Array
-from stream4d.pose import _kernels_graph, _kernels_parts, _kernels_similarity
+from stream4d.pose import _kernels_graph, _kernels_similarity
 
 LOOP_SCALE_SQ = 25.0
 """Cauchy scale at the end, squared Mahalanobis length of the seven numbers of a loop: about twice its 95 % bound."""
@@ -148,7 +148,7 @@ class _Problem:
         np.negative(g, out=g)
         if not _kernels_graph.reduce_chain(D, chain, g, self.junction, dense, rhs, solved):
             return None
-        if not _kernels_parts.solve_positive(dense, rhs):
+        if not _kernels_algebra.solve_positive(dense, rhs):
             return None
         _kernels_graph.expand_chain(solved, self.junction, rhs, x)
         return x
