@@ -42,7 +42,7 @@ def _check_range(f: dataclasses.Field[Any], value: Any) -> None:
     if value is None or not isinstance(value, int | float):
         return
     if (low is not None and value < low) or (high is not None and value > high) or value != value:
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        bounds = f"at least {low}" if high is None else f"between {low} and {high:.10g}"
         raise ConfigError(f"{f.name} must be {bounds}, got {value}")
 
 
@@ -63,6 +63,10 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         ):
             raise ConfigError(f"{name} must be a list of numbers, got {value!r}")
         return tuple(float(v) for v in value)
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{name} must be a group of keys, got {value!r}")
+        return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (
@@ -79,11 +83,11 @@ class ReaderConfig(_Checked):
     resolution: int = _setting(
         384, "long side of the processed frames at most, pixels", low=64, high=4096
     )
-    start: float = _setting(0.0, "skip this many seconds", low=0)
-    end: float | None = _setting(None, "stop at this many seconds", low=0)
+    start: float = _setting(0.0, "skip this many seconds", low=0, high=1e9)
+    end: float | None = _setting(None, "stop at this many seconds", low=0, high=1e9)
     stride: int = _setting(1, "take every n-th frame", low=1)
     fps: float | None = _setting(
-        None, "take frames at about this rate (wins over stride)", low=0.01
+        None, "take frames at about this rate (wins over stride)", low=0.01, high=1e6
     )
     max_frames: int | None = _setting(None, "stop after this many frames", low=1)
     backend: Literal["auto", "pyav", "decord"] = _setting("auto", "decoder for video files")
@@ -165,7 +169,7 @@ class RunConfig(_Checked):
     tracks: int = _setting(
         0, "points followed at a time: 2D and 3D tracks (0: none)", low=0, high=10000
     )
-    seed: int = _setting(0, "seed of everything random", low=0)
+    seed: int = _setting(0, "seed of everything random", low=0, high=2**32 - 1)
     threads: int = _setting(0, "CPU threads (0: all cores)", low=0, high=1024)
 
 

@@ -251,6 +251,9 @@ def _prepare_process(config: RunConfig) -> None:
 
 def _build_model(config: RunConfig) -> PointmapModel:
     chosen = config.model
+    for name in ("name", "weights", "device"):
+        if name in chosen.options:
+            raise ConfigError(f"model.options.{name} is no option of the model: set model.{name}")
     has_network = model_card(chosen.name).parameters_m > 0
     device = _device(chosen.device, has_network=has_network)
     return create_model(chosen.name, weights=chosen.weights, device=device, **chosen.options)

@@ -93,6 +93,10 @@ BAD_INPUT: dict[str, tuple[Make, str]] = {
     "intrinsics not finite": (_nan_intrinsics, "intrinsics"),
     "no such device": (_clip_and("--device", "cuda:7"), "--device cpu"),
     "set without a value": (_clip_and("--set", "chain.keyframes=["), "cannot read the value"),
+    "weights among the options": (
+        _clip_and("--set", "model.options.weights=x.pt"),
+        "set model.weights",
+    ),
     "short window": (_clip_and("--window", "1"), "--window 2 or more"),
     "no source": (lambda _: [""], "source is empty"),
     "store as source": (_store, "stream4d replay"),

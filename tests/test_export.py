@@ -37,6 +37,7 @@ from stream4d.geometry.transforms import transform_points
 from stream4d.packets import Array, PosedFrame, VideoInfo
 from stream4d.store.reader import open_store
 from stream4d.store.writer import StoreWriter
+from stream4d.viz.cloud import PointFilter
 from tests.posed import Frames, posed_frames
 from tests.synthetic import HALF, Scene
 
@@ -149,6 +150,17 @@ def test_ply_is_also_read_by_trimesh(tmp_path: Path, source: Frames) -> None:
     points, rgb = read_ply(tmp_path / "room.ply")
     assert np.allclose(cloud.vertices, points)
     assert np.array_equal(cloud.colors[:, :3], rgb)
+
+
+def test_selections_that_make_no_sense_are_refused() -> None:
+    for make in (
+        lambda: Selection(stride=0),
+        lambda: Selection(max_points=0),
+        lambda: Selection(voxel=-1.0),
+        lambda: Selection(keep=PointFilter(min_confidence=7.0)),
+    ):
+        with pytest.raises(ExportError, match="must be"):
+            make()
 
 
 def test_cloud_obeys_its_bound_and_its_voxel(source: Frames) -> None:

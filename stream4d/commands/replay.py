@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,4 +65,8 @@ def run(args: argparse.Namespace) -> int:
                 progress.advance()
 
         replay(shown(), store.info, config, speed=args.speed, overwrite=args.overwrite)
+    if args.save_rrd:
+        logs.show(
+            f"wrote {args.save_rrd}: open it with `stream4d replay {shlex.quote(args.save_rrd)}`"
+        )
     return 0

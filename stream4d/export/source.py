@@ -57,6 +57,10 @@ class Selection:
             raise ExportError(f"max_points must be 1 or more, got {self.max_points}")
         if self.voxel is not None and not 0 < self.voxel < float("inf"):
             raise ExportError(f"voxel must be above 0, got {self.voxel}")
+        if not 0 <= self.keep.min_confidence <= 1:
+            raise ExportError(
+                f"min_confidence must be between 0 and 1, got {self.keep.min_confidence}"
+            )
 
 
 def pick_segment(source: FrameSource, wanted: int | None) -> tuple[int, range]:

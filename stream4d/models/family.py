@@ -105,7 +105,9 @@ class ForeignModel:
             )
         source = card.hub_id if weights is None else weights
         if source is None:
-            raise WeightsError(f"{name} has no weights on the hub: pass its checkpoint as weights")
+            raise WeightsError(
+                f"{name} has no weights on the hub: get its checkpoint and pass it with --weights FILE"
+            )
         checkpoint = None if source == RANDOM else read_checkpoint(source)
         config = cls.configure(name, checkpoint, options)
         with torch.device("meta"):

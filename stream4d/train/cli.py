@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stream4d.train.recipe import Recipe
 
-EXAMPLES = """examples:
+EXAMPLES = """\
+examples:
   stream4d train configs/train/smoke.yaml --out runs/smoke       does training run here? (a minute)
   stream4d train configs/train/cpu.yaml --out runs/a --resume    go on after a break
-  stream4d train --validate clips/ --weights runs/a/ema.safetensors"""
+  stream4d train --validate clips/ --weights runs/a/ema.safetensors
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``stream4d train``."""
-    parser.epilog = EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", nargs="?", help="YAML recipe, see configs/train")
     parser.add_argument(
         "--out", default="runs/train", help="folder of the run (default: %(default)s)"
