@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Numba kernels of the temporal model for one frame: its normalised image, and attention among few keys.
+"""Numba kernels of the temporal model for one frame: its normalised image, bounded sums, points of a depth map.
 
 They are fused twins of torch expressions, for inference on a CPU, as those of ``_kernels_flow.py``.
 """
@@ -12,44 +12,6 @@ import numpy as np
 from numba import njit
 
 from stream4d.models._kernels_flow import CELL, COMPILED, exponentials
-
-LANES = 16
-"""Values of a vector: maxima are taken lane by lane, which compilers do not see on their own."""
-LOW = np.float32(-1e30)
-
-
-@njit(**COMPILED)
-def weigh(scores, bias, gain, shares):
-    """Replace scores (N, M), bits of bfloat16, by exp(gain · score + bias (M)) over their row's maximum.
-
-    ``shares`` (N) takes one over each row's sum, which is what is left of a softmax.
-    """
-    N, M = scores.shape
-    row = np.empty((M + LANES - 1) // LANES * LANES, np.float32)
-    bits, tops = row.view(np.int32), np.empty(LANES, np.float32)
-    for n in range(N):
-        for i in range(M):
-            bits[i] = np.int32(scores[n, i]) << 16
-        for i in range(M):
-            row[i] = gain * row[i] + bias[i]
-        row[M:] = LOW
-        tops[:] = LOW
-        for i in range(0, len(row), LANES):
-            for k in range(LANES):
-                tops[k] = max(tops[k], row[i + k])
-        top = tops[0]
-        for k in range(1, LANES):
-            top = max(top, tops[k])
-        for i in range(M):
-            row[i] -= top
-        exponentials(row, M)
-        total = np.float32(0)
-        for i in range(M):
-            total += row[i]
-        shares[n] = np.float32(1) / total
-        for i in range(M):  # to the nearest, ties to even
-            scores[n, i] = np.uint16((bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)) >> 16)
-
 
 BLOCK = 512
 """Values that are worked on together in the nearest cache."""

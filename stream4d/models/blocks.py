@@ -147,12 +147,8 @@ class Attention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)
         if cache is not None:
             k, v = cache.extend(k, v)
-        x = self.look(q, k, v, mask)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
-
-    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:  # (B, h, N, d)
-        """Weigh the values."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class CrossAttention(nn.Module):

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from stream4d.models import _kernels_flow as kernels
-from stream4d.models._kernels_frame import lift, normalise_frame, squash, weigh
+from stream4d.models import _kernels_tokens as token_kernels
+from stream4d.models._kernels_frame import lift, normalise_frame, squash
+from stream4d.models.blocks import Rope
 from stream4d.packets import Array
 
 
@@ -133,10 +135,7 @@ def finish_flow(
 def tanh_of_sum(values: Tensor, added: Tensor) -> Tensor:
     """Do what ``flow_net.tanh_of_sum`` does, in bfloat16; ``values`` is written over. Both are laid out alike."""
     N = len(values)
-    first, second = (
-        np.asarray(x.permute(0, 2, 3, 1).view(torch.int16).numpy()).view(np.uint16).reshape(N, -1)
-        for x in (values, added)
-    )
+    first, second = (_words(x.permute(0, 2, 3, 1)).reshape(N, -1) for x in (values, added))
     _each(squash, [(first[n], second[n]) for n in range(N)])
     return values
 
@@ -170,12 +169,39 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> 
     B, heads, N, M = scores.shape
     added = np.zeros((heads, M), np.float32) if bias is None else _floats(bias)
     gain = np.float32(query.shape[-1] ** -0.5)
-    # The same memory, since numpy knows no bfloat16.
-    rows = scores.view(torch.int16).numpy().view(np.uint16).reshape(B * heads, N, M)
+    rows = _words(scores).reshape(B * heads, N, M)
     shares = np.empty((B * heads, N), np.float32)
-    _each(weigh, [(rows[n], added[n % heads], gain, shares[n]) for n in range(B * heads)])
-    out = torch.matmul(scores, values).float()
-    return (out * torch.from_numpy(shares).view(B, heads, N, 1)).to(values.dtype)
+    _each(
+        token_kernels.weigh,
+        [(rows[n], added[n % heads], gain, shares[n]) for n in range(B * heads)],
+    )
+    found = _words(torch.matmul(scores, values))
+    out = values.new_empty(B, N, heads * found.shape[-1])
+    for n in range(B):
+        token_kernels.merge_heads(found[n], shares[heads * n : heads * n + heads], _words(out)[n])
+    return out
+
+
+def split_heads(x: Tensor, heads: int, parts: int, rope: Rope, turned: int) -> Tensor:
+    """Do what ``temporal_tokens.split_heads`` does in bfloat16."""
+    B, N, C = x.shape
+    out = x.new_empty(parts, B, heads, N, C // (parts * heads))
+    tokens, sorted_ = _words(x.contiguous()), _words(out)
+    cos, sin = (np.asarray(table[0, 0].numpy()) for table in rope)
+    for n in range(B):
+        token_kernels.split_heads(tokens[n], cos, sin, turned, sorted_[:, n])
+    return out
+
+
+def pool_tokens(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
+    """Do what ``temporal_tokens.pool_tokens`` does in bfloat16."""
+    B, _, C = x.shape
+    h, w = (-(-n // side) for n in grid)
+    out = x.new_empty(B, h * w, C)
+    tokens, pooled = _words(x.contiguous()), _words(out)
+    for n in range(B):
+        token_kernels.pool_tokens(tokens[n].reshape(*grid, C), side, pooled[n].reshape(h, w, C))
+    return out
 
 
 @functools.cache
@@ -209,8 +235,12 @@ def _bits(x: Tensor) -> Array:
     """Lay out as ``_cells`` does; bfloat16, which numpy does not know, stays as its bits."""
     if x.dtype != torch.bfloat16:
         return _cells(x)
-    cells = x.permute(0, 2, 3, 1).contiguous()
-    return np.asarray(cells.view(torch.int16).numpy()).view(np.uint16)
+    return _words(x.permute(0, 2, 3, 1).contiguous())
+
+
+def _words(x: Tensor) -> Array:
+    """See bfloat16, which numpy does not know, as its bits in the same memory."""
+    return np.asarray(x.view(torch.int16).numpy()).view(np.uint16)
 
 
 @functools.cache

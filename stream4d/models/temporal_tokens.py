@@ -7,6 +7,7 @@ scene back into the frame. What a stream carries is a window of keys and values 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from stream4d.models.blocks import (
     Attention,
     Block,
     CrossAttention,
+    KVCache,
     Mlp,
     Rope,
     apply_rope,
@@ -34,21 +36,60 @@ def attend(
     keys: Tensor,  # (B, heads, M, d)
     values: Tensor,
     bias: Tensor | None = None,  # (heads, M), added to the scores of a key
-) -> Tensor:
+) -> Tensor:  # (B, N, heads · d)
     """Attend to keys that are so few that their scores fit into the cache."""
-    if fused.fits(query) and query.dtype == torch.bfloat16:
+    if _is_low(query):
         return fused.attend(query, keys, values, bias)
     # Four dimensions: torch's fast attention takes no mask of three.
     mask = None if bias is None else bias[None, :, None].to(query.dtype)
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)
+
+
+def split_heads(
+    x: Tensor,  # (B, N, parts · heads · d)
+    heads: int,
+    rope: Rope,
+    *,
+    parts: int = 1,
+    turned: int = 1,
+) -> Tensor:  # (parts, B, heads, N, d)
+    """Divide channels into parts (queries, keys, values) and heads, and rotate the first ``turned`` parts."""
+    if _is_low(x):
+        return fused.split_heads(x, heads, parts, rope, turned)
+    split = x.unflatten(-1, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+    rotated = apply_rope(split[:turned].flatten(0, 1), rope).unflatten(0, (turned, -1))
+    return torch.cat([rotated.to(x.dtype), split[turned:]])
+
+
+def pool_tokens(x: Tensor, grid: tuple[int, int]) -> Tensor:  # (B, N, C) -> (B, P, C)
+    """Average tokens over squares of ``POOL``."""
+    if _is_low(x):
+        return fused.pool_tokens(x, grid, POOL)
+    small = x.transpose(1, 2).unflatten(2, grid)
+    small = F.avg_pool2d(small, POOL, ceil_mode=True, count_include_pad=False)
+    return small.flatten(2).transpose(1, 2)
+
+
+def _is_low(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and fused.fits(x)
 
 
 class FrameAttention(Attention):
     """Attention among a frame's tokens."""
 
-    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rope: Rope | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        assert rope is not None
         assert mask is None
-        return attend(q, k, v)
+        assert cache is None
+        q, k, v = split_heads(self.qkv(x), self.heads, rope, parts=3, turned=2)
+        return self.proj(attend(q, k, v))  # type: ignore[no-any-return]
 
 
 class TokenMemory(NamedTuple):
@@ -82,21 +123,17 @@ class TemporalAttention(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the new tokens (B, N, C) and the keys and values to remember."""
         normed = self.norm(x)
-        small = normed.transpose(1, 2).unflatten(2, grid)
-        small = F.avg_pool2d(small, POOL, ceil_mode=True, count_include_pad=False)
-        small = small.flatten(2).transpose(1, 2)  # (B, P, C)
-        keys = apply_rope(self.attn.split(self.attn.projk(small)), ropes[1])
+        small, heads = pool_tokens(normed, grid), self.attn.heads
+        keys = split_heads(self.attn.projk(small), heads, ropes[1])[0]
         values = self.attn.split(self.attn.projv(small))
-        keys = keys.to(values.dtype)
         size = keys.shape[2]
         if past is not None:
             keep = self.frames * size
             keys = torch.cat([keys, past[0][:, :, :keep].to(keys.dtype)], 2)
             values = torch.cat([values, past[1][:, :, :keep].to(values.dtype)], 2)
-        query = apply_rope(self.attn.split(self.attn.projq(normed)), ropes[0]).to(values.dtype)
+        query = split_heads(self.attn.projq(normed), heads, ropes[0])[0]
         bias = self.age[:, : keys.shape[2] // size].repeat_interleave(size, 1)
-        out = attend(query, keys, values, bias)
-        out = self.attn.proj(out.transpose(1, 2).flatten(2))
+        out = self.attn.proj(attend(query, keys, values, bias))
         return x + out, (keys[:, :, : self.frames * size], values[:, :, : self.frames * size])
 
 
@@ -146,7 +183,7 @@ class SceneTokens(nn.Module):
         """Return tokens (B, C, h, w) of a frame with ``features`` (B, inputs, h, w), and the new memory."""
         grid = (features.shape[-2], features.shape[-1])
         x = self.embed(features.flatten(2).transpose(1, 2))
-        ropes = self._ropes(grid, x)
+        ropes = _ropes(grid, x.shape[-1] // self.heads, x)
         queries = None if memory is None else memory.queries
         kept: list[tuple[Tensor, Tensor]] = []
         for i, (block, temporal) in enumerate(zip(self.blocks, self.temporal, strict=True)):
@@ -160,10 +197,20 @@ class SceneTokens(nn.Module):
         keys, values = zip(*kept, strict=True)
         return self.norm(x).transpose(1, 2).unflatten(2, grid), TokenMemory(queries, keys, values)
 
-    def _ropes(self, grid: tuple[int, int], like: Tensor) -> tuple[Rope, Rope]:
-        """Rotations of the tokens, and of pooled tokens at the centres of their cells."""
-        d = like.shape[-1] // self.heads
-        fine = grid_positions(*grid, device=like.device)
-        small = ((grid[0] + POOL - 1) // POOL, (grid[1] + POOL - 1) // POOL)
-        coarse = grid_positions(*small, device=like.device) * POOL + (POOL - 1) / 2
-        return rope_2d(fine, d), rope_2d(coarse, d)
+
+def _ropes(grid: tuple[int, int], d: int, like: Tensor) -> tuple[Rope, Rope]:
+    """Rotations of the tokens, and of pooled tokens at the centres of their cells."""
+    return _kept_ropes(grid, d) if fused.fits(like) else _new_ropes(grid, d, like.device)
+
+
+def _new_ropes(grid: tuple[int, int], d: int, device: torch.device) -> tuple[Rope, Rope]:
+    fine = grid_positions(*grid, device=device)
+    small = ((grid[0] + POOL - 1) // POOL, (grid[1] + POOL - 1) // POOL)
+    coarse = grid_positions(*small, device=device) * POOL + (POOL - 1) / 2
+    return rope_2d(fine, d), rope_2d(coarse, d)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_ropes(grid: tuple[int, int], d: int) -> tuple[Rope, Rope]:
+    """A stream asks for the same in every frame."""
+    return _new_ropes(grid, d, torch.device("cpu"))

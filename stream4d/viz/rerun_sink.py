@@ -174,7 +174,9 @@ class _RecordingFile:
     def _check(self) -> None:
         error = self._worker.error
         if error is not None:
-            raise error if isinstance(error, Stream4DError) else self._failure(str(error)) from error
+            raise (
+                error if isinstance(error, Stream4DError) else self._failure(str(error))
+            ) from error
 
     def _failure(self, reason: str) -> Stream4DError:
         return Stream4DError(f"cannot write the recording {self._path}: {reason}")
