@@ -15,6 +15,7 @@ import numpy as np
 
 from stream4d import config as settings
 from stream4d.config import RunConfig
+from stream4d.devices import usable
 from stream4d.errors import ConfigError, StoreError
 from stream4d.models.base import PointmapModel, Session
 from stream4d.models.registry import create_model, model_card
@@ -255,24 +256,8 @@ def _build_model(config: RunConfig) -> PointmapModel:
         if name in chosen.options:
             raise ConfigError(f"model.options.{name} is no option of the model: set model.{name}")
     has_network = model_card(chosen.name).parameters_m > 0
-    device = _device(chosen.device, has_network=has_network)
+    device = usable(chosen.device, has_network=has_network)
     return create_model(chosen.name, weights=chosen.weights, device=device, **chosen.options)
-
-
-def _device(name: str, *, has_network: bool) -> str:
-    """Resolve ``auto``, and fail early where a device is asked for that is not there."""
-    if name == "cpu" or (name == "auto" and not has_network):
-        return "cpu"  # without importing torch, which is half of the time to start
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}); try --device cpu") from None
-    return name
 
 
 def _window_shape(config: RunConfig, model: PointmapModel) -> tuple[int, int]:

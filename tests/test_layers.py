@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "stream4d"
 TIERS = [
-    {"packets", "errors", "config", "logs", "claim", "interrupt", "_version"},
+    {"packets", "errors", "config", "logs", "claim", "devices", "interrupt", "_version"},
     {"geometry"},
     {"reader", "models", "pose", "store", "viz"},
     {"predicting"},

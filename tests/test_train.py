@@ -117,7 +117,7 @@ def test_killed_and_resumed_is_the_same_run(
 def test_the_first_ctrl_c_keeps_a_checkpoint(tmp_path: Path) -> None:
     """SIGINT ends the command after the step in hand; --resume takes up there."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(loop._plain(dump_recipe(TINY))))
+    recipe.write_text(yaml.safe_dump(dump_recipe(TINY)))
     out, update = tmp_path / "run", Trainer._update
 
     def interrupted(self: Trainer, module: Any, clips: Any, initial: Any, step: int) -> Any:
@@ -144,7 +144,7 @@ def test_workers_do_not_change_the_batches() -> None:
 def test_two_processes_train_one_network(tmp_path: Path) -> None:
     """torchrun with gloo: both processes end with the same weights, from different batches."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(loop._plain(dump_recipe(tiny(steps=2)))))
+    recipe.write_text(yaml.safe_dump(dump_recipe(tiny(steps=2))))
     script = tmp_path / "run.py"
     script.write_text(
         "import sys, os, torch\n"
@@ -316,7 +316,7 @@ def test_missing_inputs(tmp_path: Path) -> None:
 
 def test_recipes_round_trip_and_the_shipped_ones_load() -> None:
     recipe = tiny(loss=LossWeights(flow=2.0))
-    assert recipe_from(loop._plain(dump_recipe(recipe))) == recipe
+    assert recipe_from(dump_recipe(recipe)) == recipe
     shipped = sorted(RECIPES.glob("*.yaml"))
     assert shipped
     for path in shipped:
@@ -495,7 +495,10 @@ def test_the_command(
     assert cli.run(parser.parse_args(args)) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("slide")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(loop._plain(dump_recipe(TINY))))
+    recipe.write_text(yaml.safe_dump(dump_recipe(TINY)))
+    assert program.main(["train", str(recipe), "--out", str(tmp_path / "a"), "--device", "no"]) == 1
+    assert "device 'no' cannot be used" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
     assert (
         cli.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--steps", "1"]))
         == 0

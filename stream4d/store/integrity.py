@@ -10,6 +10,7 @@ from typing import Any
 from stream4d.errors import StoreError
 from stream4d.store import schema
 from stream4d.store.files import EMPTY, read_index
+from stream4d.store.metadata import ADVICE
 
 OPTIONAL = frozenset({"flow", "flow_uncertainty", "semantics"})
 """Maps that a frame may lack, so that a whole shard of them may be absent."""
@@ -23,7 +24,7 @@ def check_intact(path: Path, root: Mapping[str, Any]) -> None:
     """
     arrays = root.get("consolidated_metadata", {}).get("metadata")
     if not isinstance(arrays, Mapping):
-        raise StoreError(f"{path} is damaged: its zarr.json lists no arrays")
+        raise StoreError(f"{path} is damaged: its zarr.json lists no arrays: {ADVICE}")
     frames = int(root["attributes"]["committed"])
     for name, document in arrays.items():
         spec = schema.BY_NAME.get(name)
@@ -37,12 +38,12 @@ def _check_array(folder: Path, spec: schema.ArraySpec, frames: int, dims: int) -
     try:
         present = set(os.listdir(folder))
     except OSError:
-        raise StoreError(f"store is damaged: {folder} is missing") from None
+        raise StoreError(f"store is damaged: {folder} is missing: {ADVICE}") from None
     names = [f"c.{number}{'.0' * (dims - 1)}" for number in range(last + 1)]
     if spec.name not in OPTIONAL:
         for name in names:
             if name not in present:
-                raise StoreError(f"store is damaged: {folder / name} is missing")
+                raise StoreError(f"store is damaged: {folder / name} is missing: {ADVICE}")
     if spec.is_map and names[last] in present:
         _check_shard(folder / names[last], frames - last * rows)
 
@@ -51,8 +52,8 @@ def _check_shard(path: Path, frames: int) -> None:
     try:
         index = read_index(path)[:frames]
     except (OSError, ValueError) as error:
-        raise StoreError(f"store is damaged: {error}") from None
+        raise StoreError(f"store is damaged: {error}: {ADVICE}") from None
     present = index[index[:, 0] != EMPTY]
     end = int((present[:, 0] + present[:, 1]).max()) if len(present) else 0
     if path.stat().st_size < end:
-        raise StoreError(f"store is damaged: {path} is cut short")
+        raise StoreError(f"store is damaged: {path} is cut short: {ADVICE}")

@@ -18,6 +18,9 @@ _FREE_TO_CHANGE = frozenset(
 )
 """Settings that do not change what is computed: a resume may use others."""
 
+ADVICE = "copy it again from where it is whole, or delete it and reconstruct"
+"""What to do about a damaged store."""
+
 
 def store_attributes(
     info: VideoInfo, config: Mapping[str, Any], card: Mapping[str, Any] | None
@@ -68,9 +71,9 @@ def read_root(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise StoreError(f"{path} is damaged: its zarr.json is not valid JSON") from None
+        raise StoreError(f"{path} is damaged: its zarr.json is not valid JSON: {ADVICE}") from None
     if not isinstance(root, dict):
-        raise StoreError(f"{path} is damaged: its zarr.json holds no group")
+        raise StoreError(f"{path} is damaged: its zarr.json holds no group: {ADVICE}")
     return root
 
 
@@ -91,7 +94,7 @@ def read_attributes(root: Mapping[str, Any], path: object) -> dict[str, Any]:
         )
     missing = [name for name in ("committed", "complete", "source") if name not in attributes]
     if missing:
-        raise StoreError(f"{path} is damaged: its attributes lack {', '.join(missing)}")
+        raise StoreError(f"{path} is damaged: its attributes lack {', '.join(missing)}: {ADVICE}")
     return attributes
 
 

@@ -65,16 +65,17 @@ def run(args: argparse.Namespace) -> int:
     from stream4d.train.recipe import load_recipe
 
     recipe = load_recipe(args.recipe)
+    device = _device(args.device)
     with _only_trainer(Path(args.out)):
-        return _train(recipe, args)
+        return _train(recipe, args, device)
 
 
-def _train(recipe: Recipe, args: argparse.Namespace) -> int:
+def _train(recipe: Recipe, args: argparse.Namespace, device: str) -> int:
     from stream4d import logs
     from stream4d.interrupt import first_ctrl_c
     from stream4d.train.loop import Trainer
 
-    trainer = Trainer(recipe, args.out, device=_device(args.device), resume=args.resume)
+    trainer = Trainer(recipe, args.out, device=device, resume=args.resume)
     left = trainer.recipe.steps - trainer.step
     total = trainer.step + min(left, args.steps or left)
     progress = logs.Progress(
@@ -109,11 +110,10 @@ def _only_trainer(out: Path) -> Iterator[None]:
 
 def _device(name: str) -> str:
     """Under torchrun each process takes the GPU of its local rank."""
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}"
-        if name == "cuda" and "LOCAL_RANK" in os.environ
-        else name
-    )
+    from stream4d.devices import usable
+
+    rank = os.environ.get("LOCAL_RANK")
+    return usable(f"cuda:{rank}" if name == "cuda" and rank is not None else name)
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -124,6 +124,6 @@ def _validate(args: argparse.Namespace) -> int:
     folder = Path(args.validate)
     if not folder.is_dir():
         raise TrainingError(f"no such folder: {folder}")
-    model = TemporalModel.create("temporal", weights=args.weights, device=args.device)
+    model = TemporalModel.create("temporal", weights=args.weights, device=_device(args.device))
     print(table(validate(folder, model, frames=args.frames)))  # noqa: T201
     return 0

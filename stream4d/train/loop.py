@@ -7,49 +7,34 @@ atomically: a kill or a full disk leaves the one before.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
-import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stream4d.errors import MissingDependencyError, TrainingError
-from stream4d.models.flow_net import convert_xfeat
+from stream4d.errors import TrainingError
 from stream4d.models.temporal import FORMAT
 from stream4d.models.temporal_net import ClipOutput, TemporalNet
 from stream4d.train.batches import Batches
+from stream4d.train.checkpoint import UNREADABLE, load_initial_weights, replace_whole
 from stream4d.train.clip import ClipBatch
 from stream4d.train.criterion import objective
 from stream4d.train.recipe import Recipe, dump_recipe
+from stream4d.train.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
-_UNREADABLE = (
-    OSError,
-    RuntimeError,
-    KeyError,
-    ValueError,
-    EOFError,
-    struct.error,
-    UnpicklingError,
-    SafetensorError,
-)
-"""What torch and safetensors raise on files that are missing, cut off or no checkpoints."""
 MAX_BAD_STEPS = 10
 """Steps in a row whose loss or gradient is not finite before the run stops."""
 
@@ -74,7 +59,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self._prepare_folder(resume)
         self.net = TemporalNet(recipe.net).to(self.device)
-        _initial_weights(self.net, recipe)
+        load_initial_weights(self.net, recipe)
         self.ema = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -95,7 +80,7 @@ class Trainer:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:
-                text = yaml.safe_dump(_plain(dump_recipe(self.recipe)), sort_keys=False)
+                text = yaml.safe_dump(dump_recipe(self.recipe), sort_keys=False)
                 (self.out / "recipe.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise TrainingError(f"cannot write to {self.out}: {error.strerror}") from None
@@ -118,7 +103,7 @@ class Trainer:
         Raises:
             TrainingError: the loss had no finite value for long, or the disk is full; the last good checkpoint stays.
         """
-        module, log, bad, done = self._parallel(), _Log(self.out, self.rank), 0, 0
+        module, log, bad, done = self._parallel(), RunLog(self.out, self.rank), 0, 0
         saved = time.monotonic()
         for step, clips, initial in self.batches.iterate(self.step):
             terms, finite = self._update(module, clips, initial, step)
@@ -193,14 +178,14 @@ class Trainer:
             for name, value in self.net.state_dict().items():
                 self.ema[name].lerp_(value, 1 - decay)
 
-    def _judge(self, log: _Log) -> None:
+    def _judge(self, log: RunLog) -> None:
         scores = self.validate()
         log.write(self.step, {f"validation/{k}": v for k, v in scores.items()})
         logger.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
         if self.rank == 0 and scores["score"] < self.best:
             self.best = scores["score"]
             self.save("best.pt")
-            self._write(self.out / "ema.safetensors", self._export)
+            replace_whole(self.out / "ema.safetensors", self._export)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -242,7 +227,7 @@ class Trainer:
             "best": self.best,
             "recipe": json.dumps(dump_recipe(self.recipe)),
         }
-        self._write(self.out / name, lambda path: torch.save(state, path))
+        replace_whole(self.out / name, lambda path: torch.save(state, path))
 
     def _export(self, path: Path) -> None:
         metadata = {
@@ -254,21 +239,6 @@ class Trainer:
         }
         save_file({k: v.contiguous() for k, v in self.ema.items()}, path, metadata)
 
-    @staticmethod
-    def _write(path: Path, write: Any) -> None:
-        part = path.with_name(path.name + ".part")
-        try:
-            write(part)
-            os.replace(part, path)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch.save says RuntimeError where the disk is full
-            part.unlink(missing_ok=True)
-            reason = " ".join(str(error).split())[:200]
-            kept = f"; {path.name} from before is intact" if path.is_file() else ""
-            raise TrainingError(f"cannot write {path}: {reason}{kept}") from None
-
     def _restore(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
@@ -276,7 +246,7 @@ class Trainer:
             self.ema = dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best = int(state["step"]), float(state["best"])
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(f"cannot resume from {path}: {reason}") from None
 
@@ -308,13 +278,6 @@ def _target(clips: ClipBatch, t: int) -> Tensor:  # (2B, 2, H, W)
     return torch.cat([clips.flow[:, t], clips.flow_backward[:, t]]).permute(0, 3, 1, 2)
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, so that YAML stays plain."""
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
 def _fixed(recipe: Recipe) -> Recipe:
     """The recipe of the validation set: other seeds, no layers, the last stage's size in small batches."""
     import dataclasses
@@ -323,74 +286,3 @@ def _fixed(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe, seed=recipe.seed + 7_777_777, layered=0.25, real=(), workers=0, stages=(stage,)
     )
-
-
-def _initial_weights(net: TemporalNet, recipe: Recipe) -> None:
-    """Load ``start_from``, or the public encoder."""
-    try:
-        if recipe.start_from is not None:
-            path = Path(recipe.start_from)
-            if path.suffix == ".safetensors":
-                tensors = load_file(path)
-            else:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
-                tensors = loaded.get("ema", loaded.get("net", loaded))
-            own = net.state_dict()
-            fitting = {k: v for k, v in tensors.items() if k in own and v.shape == own[k].shape}
-            if not fitting:
-                raise TrainingError(
-                    f"no weight of {path} fits the network: is it a temporal checkpoint?"
-                )
-            net.load_state_dict(fitting, strict=False)
-            logger.info("took %d of %d weights from %s", len(fitting), len(own), path)
-        elif recipe.xfeat is not None:
-            loaded = torch.load(recipe.xfeat, map_location="cpu", weights_only=True)
-            loaded = {k.removeprefix("net."): v for k, v in loaded.items()}
-            net.encoder.load_state_dict(convert_xfeat(loaded), strict=False)
-    except _UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"cannot read initial weights: {reason}") from None
-
-
-class _Log:
-    """Averages terms between lines; writes them to the log and to TensorBoard. Other ranks stay silent."""
-
-    def __init__(self, out: Path, rank: int) -> None:
-        self._sums: dict[str, list[float]] = defaultdict(list)
-        self._writer = _tensorboard(out) if rank == 0 else None
-        self._rank = rank
-        self._since = time.monotonic()
-        self.brief = ""
-        """The means of the last line, in a few words."""
-
-    def add(self, terms: Mapping[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name].append(float(value))
-
-    def write(self, step: int, extra: Mapping[str, float]) -> None:
-        means = {k: float(np.mean(v)) for k, v in self._sums.items()} | dict(extra)
-        self._sums.clear()
-        if self._rank != 0:
-            return
-        seconds, self._since = time.monotonic() - self._since, time.monotonic()
-        line = "  ".join(f"{k} {v:.4g}" for k, v in means.items())
-        logger.info("step %d (%.1f s): %s", step, seconds, line)
-        if "total" in means:
-            self.brief = f"loss {means['total']:.3g}, flow {means['epe']:.2f} px"
-        if self._writer is not None:
-            for name, value in means.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
-
-
-def _tensorboard(out: Path) -> Any:
-    with contextlib.suppress(MissingDependencyError):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise MissingDependencyError(
-                "tensorboard", needed_for="the training log", extra="train"
-            ) from None
-        return SummaryWriter(str(out))
-    logger.warning("tensorboard is not installed: losses go to the log only")
-    return None

@@ -159,6 +159,12 @@ def recipe_from(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> dict[str, Any]:
     """Turn a recipe into plain data that ``recipe_from`` reads."""
-    plain = dataclasses.asdict(recipe)
-    plain["stages"] = list(plain["stages"])
+    plain: dict[str, Any] = _plain(dataclasses.asdict(recipe))
     return plain
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, so that YAML stays plain."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
