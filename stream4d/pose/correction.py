@@ -89,10 +89,11 @@ def _bend(progress: Progress, correction: Correction) -> None:
 
 def interpolated(correction: Correction, index: int) -> Array:
     """Return the (4, 4) Sim(3) of a frame from those of the listed frames around it."""
-    return np.asarray(_interpolate(correction, np.array([index]))[0])
+    return np.asarray(interpolate(correction, np.array([index]))[0])
 
 
-def _interpolate(correction: Correction, frames: Array) -> Array:  # (n,) -> (n, 4, 4)
+def interpolate(correction: Correction, frames: Array) -> Array:  # (n,) -> (n, 4, 4)
+    """Return the similarities of frames between those that are listed, the nearest one's outside."""
     listed = np.array(sorted(correction))
     S = np.stack([np.asarray(correction[int(i)], np.float64) for i in listed])
     before = np.clip(np.searchsorted(listed, frames, side="right") - 1, 0, len(listed) - 1)
@@ -139,7 +140,7 @@ def _correct_departed(progress: Progress, correction: Correction) -> None:
     if not len(departed.index):
         return
     # frames that hang on a keyframe stay rigid with it
-    S = _interpolate(
+    S = interpolate(
         correction, np.where(departed.reference >= 0, departed.reference, departed.index)
     )
     scales = transforms.scale_of(S)

@@ -65,10 +65,11 @@ class Focal:
         total = self.info * self.mean + self.window_info * self.window_mean
         return total / (self.info + self.window_info)
 
-    def weigh(self, mean: float, posterior: float, size: int) -> None:
+    def weigh(self, mean: float, posterior: float, spread: float, size: int) -> None:
         """Hear of an adjustment in which ``doubt * info`` held the focal length.
 
-        ``mean`` and ``posterior`` are where log focal came to lie and its stated information, the prior in it.
+        ``mean`` and ``posterior`` are where log focal came to lie and its stated information, the prior in it;
+        ``spread`` is its variance over explanations of the window that are nearly as good.
         """
         own = max(posterior / self.doubt - self.info, 0.0)
         if own < 1e-3 * self.info:
@@ -76,7 +77,7 @@ class Focal:
             return
         apart = mean + self.info / own * (mean - self.mean)
         stated = own * self.doubt
-        self.see(apart, stated, 0.0, size)
+        self.see(apart, stated, spread, size)
         self.doubt = stated / self.window_info
 
     def see(self, mean: float, stated: float, shared: float, size: int) -> None:

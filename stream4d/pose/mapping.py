@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream4d.packets import Array
-from stream4d.pose import _kernels_bundle, focal, keyframes, patches, refine, uncertainty
+from stream4d.pose import _kernels_bundle, keyframes, patches, refine, selfcalibration, uncertainty
 from stream4d.pose.keyframe_view import view_of
 from stream4d.pose.leaving import revise
-from stream4d.pose.map import LocalMap
 from stream4d.pose.progress import Progress
-from stream4d.pose.record import Record, to_world_from_cam
+from stream4d.pose.record import Record
 
 MAX_MISSES = 3
 """Frames more in which a patch was an outlier than in which it fitted, beyond which it goes."""
-INHERITED_SHARE = 1e-3
-"""Of the information of inherited depths, what counts where the focal length is free: they came from their neighbours
-under the focal length so far, and hundreds of them together would hold it."""
 
 
 def mature(progress: Progress, record: Record) -> None:
@@ -112,68 +107,8 @@ def adjust(progress: Progress) -> None:
         progress.focal.fresh += 1
         due = not progress.focal.settled or progress.focal.fresh >= config.keyframes
     if due:
-        calibrate(progress)
+        selfcalibration.calibrate(progress)
     else:
         free = order[-config.keyframes :]
-        _bundle(local_map, free[1:] if len(free) == len(order) else free)
+        refine.adjust_map(local_map, free[1:] if len(free) == len(order) else free)
     uncertainty.spread(progress)
-
-
-def calibrate(progress: Progress) -> None:
-    """Adjust all keyframes but the oldest, the depths of all patches, and the focal length.
-
-    Poses that were held would have been found with the focal length so far, and would hold it too; so would depths
-    that new patches inherited.
-    """
-    local_map, known = progress.map, progress.focal
-    order = local_map.order
-    now = float(np.log(local_map.K[0, 0]))
-    before = _way(local_map, order)
-    result = _bundle(
-        local_map, order[1:], focal_info=known.doubt * known.info, focal_offset=known.mean - now,
-        inherited=INHERITED_SHARE,
-    )  # fmt: skip
-    low, high = focal.limits(progress.size)
-    new = min(max(now + float(np.log(result.focal_scale)), low), high)
-    local_map.set_focal(float(np.exp(new - now)))
-    known.weigh(new, result.focal_information, progress.size)
-    progress.focal_info = known.info + known.window_info
-    if known.fresh >= progress.config.keyframes:
-        known.take_up(known.fresh / len(order))
-    after = _way(local_map, order)
-    if before > 1e-6 and after > 1e-6:
-        _rescale(local_map, order, before / after)
-
-
-def _way(local_map: LocalMap, order: Array) -> float:
-    """Return the length of the way through the older half of the keyframes."""
-    centres = to_world_from_cam(local_map.poses[order[: max(len(order) // 2, 2)]])[:, :3, 3]
-    return float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum())
-
-
-def _rescale(local_map: LocalMap, order: Array, scale: float) -> None:
-    """Scale the map about its oldest keyframe."""
-    first = local_map.poses[order[0]]
-    centre = -first[:, :3].T @ first[:, 3]
-    for slot in order:
-        pose = local_map.poses[slot]
-        pose[:, 3] = scale * pose[:, 3] + (scale - 1) * pose[:, :3] @ centre
-        local_map.rescale_patches(int(slot), scale)
-
-
-def _bundle(
-    local_map: LocalMap, free: Array, *, focal_info: float = np.inf, focal_offset: float = 0.0,
-    inherited: float = 1.0,
-) -> refine.BundleResult:  # fmt: skip
-    """Adjust keyframes and depths in place; returns what became of the focal length, which stays as it is."""
-    obs = refine.map_observations(local_map)
-    rows = np.unique(obs.patch)
-    compacted = refine.Observations(refine.compact(rows, obs.patch), obs.frame, obs.uv, obs.info)
-    rho, info = local_map.rho[rows], np.zeros(len(rows))
-    result = refine.adjust(
-        local_map.cam, local_map.rays[rows], local_map.host[rows], local_map.poses, free, rho,
-        local_map.prior[rows], inherited * local_map.prior_info[rows], compacted, iterations=5,
-        focal_info=focal_info, focal_offset=focal_offset, rho_info=info,
-    )  # fmt: skip
-    local_map.rho[rows], local_map.rho_info[rows] = rho, info
-    return result

@@ -147,6 +147,27 @@ def adjust(
     )
 
 
+def adjust_map(
+    local_map: LocalMap, free: Array, *, focal_info: float = np.inf, focal_offset: float = 0.0,
+    inherited: float = 1.0,
+) -> BundleResult:  # fmt: skip
+    """Adjust keyframes and depths of the map in place; what became of the focal length is returned, the map's stays.
+
+    ``inherited`` is the share of the information of depths' priors that counts.
+    """
+    obs = map_observations(local_map)
+    rows = np.unique(obs.patch)
+    compacted = Observations(compact(rows, obs.patch), obs.frame, obs.uv, obs.info)
+    rho, info = local_map.rho[rows], np.zeros(len(rows))
+    result = adjust(
+        local_map.cam, local_map.rays[rows], local_map.host[rows], local_map.poses, free, rho,
+        local_map.prior[rows], inherited * local_map.prior_info[rows], compacted, iterations=5,
+        focal_info=focal_info, focal_offset=focal_offset, rho_info=info,
+    )  # fmt: skip
+    local_map.rho[rows], local_map.rho_info[rows] = rho, info
+    return result
+
+
 def _apply(
     step: Array, free: Array, poses: Array, rho: Array, cam: Array, rays: Array,
     E: Array, C: Array, gr: Array, damping: float,
