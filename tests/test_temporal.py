@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stream4d.errors import ModelError, WeightsError
 from stream4d.models import flow_net, sampling, temporal, temporal_tokens
+from stream4d.models.convolution import Conv, rectified
 from stream4d.models.flow_propagation import Propagation
 from stream4d.models.registry import create_model, model_card
 from stream4d.models.temporal_cues import initial_flow
@@ -387,6 +388,25 @@ def test_fused_attention_and_squashing_keep_bfloat16() -> None:
     torch.testing.assert_close(found.float(), exact, atol=1 / 256, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_convolutions_equal_plain_ones(dtype: torch.dtype) -> None:
+    """Sums of 72 products, rounded once; weights are packed anew for inputs of another shape."""
+    torch.manual_seed(0)
+    low = dtype == torch.bfloat16
+    for make in (Conv, rectified):
+        layer = make(8, 24).to(dtype).requires_grad_(False)
+        for shape in ((1, 8, 12, 16), (2, 8, 6, 10), (1, 8, 12, 16)):
+            x = torch.randn(shape).to(dtype)
+            layer.is_frozen = False
+            plain = layer(x)
+            layer.is_frozen = True
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    layer(x), plain, atol=1e-5, rtol=1 / 128 if low else 1e-5
+                )
+    assert (plain >= 0).all()
+
+
 def test_fused_tokens_keep_bfloat16() -> None:
     """The expression rounds every product to 8 bits, and cosines too: half a per cent of values up to 4."""
     torch.manual_seed(0)
@@ -405,6 +425,15 @@ def test_fused_tokens_keep_bfloat16() -> None:
     with torch.no_grad():
         found = temporal_tokens.split_heads(x, heads, ropes[0], parts=3, turned=2)
     torch.testing.assert_close(found.float(), exact, atol=1e-5, rtol=1 / 256)
+
+
+def test_fused_matching_equals_the_expression() -> None:
+    """Sums of 35 exponentials in float32."""
+    torch.manual_seed(0)
+    scores = 5 * torch.randn(2, 35, 35)
+    fused, plain = both_ways_all(lambda: flow_net.nearest_both_ways(scores, (5, 7))[:2])
+    for x, y in zip(fused, plain, strict=True):
+        torch.testing.assert_close(x, y, atol=1e-4, rtol=1e-4)
 
 
 def test_fused_normalisation_equals_the_expression() -> None:
@@ -546,7 +575,7 @@ def test_xfeat_folds_its_batch_norm() -> None:
         public["block3.0.layer.1.running_mean"], public["block3.0.layer.1.running_var"],
     )  # fmt: skip
     plain = nn.functional.conv2d(x, public["block3.0.layer.0.weight"], stride=2, padding=1)
-    torch.testing.assert_close(encoder.block3[0](x), norm(plain), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(encoder.block3[0](x), norm(plain).relu(), atol=1e-4, rtol=1e-4)
 
 
 # --- weights and options ---------------------------------------------------------------------------------------------

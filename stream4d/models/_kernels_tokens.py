@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""Numba kernels of the temporal model's tokens: heads and their rotation, attention among few keys, pooling.
+"""Numba kernels of the temporal model's tokens: heads and their rotation, attention among few keys, pooling, matching.
 
 They are fused twins of torch expressions, for inference on a CPU, as those of ``_kernels_flow.py``. Tokens are
 bfloat16: arrays hold their bits as uint16, arithmetic is float32.
@@ -121,3 +121,84 @@ def weigh(scores, bias, gain, shares):
             total += row[i]
         shares[n] = np.float32(1) / total
         narrow(bits, scores[n], M)
+
+
+@njit(**COMPILED)
+def best_of_rows(scores, top, best):
+    """Write the maximum of each row of scores (N, M) and its first index: ``top`` and ``best`` (N)."""
+    N, M = scores.shape
+    whole = M // LANES * LANES
+    tops = np.empty(LANES, np.float32)
+    for n in range(N):
+        tops[:] = LOW
+        for i in range(0, whole, LANES):
+            for k in range(LANES):
+                tops[k] = max(tops[k], scores[n, i + k])
+        highest = LOW
+        for k in range(LANES):
+            highest = max(highest, tops[k])
+        for i in range(whole, M):
+            highest = max(highest, scores[n, i])
+        i = 0
+        while i < M - 1 and scores[n, i] != highest:
+            i += 1
+        top[n], best[n] = highest, i
+
+
+@njit(**COMPILED)
+def log_sums(scores, top, across, down):
+    """Write logarithms of sums of exponentials of scores (N, M): of rows, ``across`` (N), and of columns, ``down`` (M).
+
+    ``top`` (N): the maxima of the rows.
+    """
+    N, M = scores.shape
+    row, sums = np.empty(M, np.float32), np.zeros(M, np.float32)
+    highest = np.empty(M, np.float32)
+    highest[:] = scores[0]
+    for n in range(1, N):
+        for i in range(M):
+            highest[i] = max(highest[i], scores[n, i])
+    for n in range(N):
+        for i in range(M):
+            row[i] = scores[n, i] - top[n]
+        exponentials(row, M)
+        total = np.float32(0)
+        for i in range(M):
+            total += row[i]
+        across[n] = top[n] + np.log(total)
+        for i in range(M):
+            row[i] = scores[n, i] - highest[i]
+        exponentials(row, M)
+        for i in range(M):
+            sums[i] += row[i]
+    for i in range(M):
+        down[i] = highest[i] + np.log(sums[i])
+
+
+@njit(**COMPILED)
+def refine_matches(scores, top, best, across, down, flow, confidence):
+    """Refine each row's best column inside the 3×3 cells around it, the border repeated, by a soft-argmax.
+
+    ``flow`` (2, h, w) leads from a row's cell to there; ``confidence`` (h, w) is the dual softmax of the best column.
+    """
+    _, h, w = flow.shape
+    near = np.empty(9, np.float32)
+    for n in range(h * w):
+        y, x = best[n] // w, best[n] % w
+        highest = LOW
+        for k in range(9):
+            v, u = min(max(y + k // 3 - 1, 0), h - 1), min(max(x + k % 3 - 1, 0), w - 1)
+            near[k] = scores[n, v * w + u]
+            highest = max(highest, near[k])
+        for k in range(9):
+            near[k] -= highest
+        exponentials(near, 9)
+        total, to_x, to_y = np.float32(0), np.float32(0), np.float32(0)
+        for k in range(9):
+            v, u = min(max(y + k // 3 - 1, 0), h - 1), min(max(x + k % 3 - 1, 0), w - 1)
+            total += near[k]
+            to_x += near[k] * np.float32(u)
+            to_y += near[k] * np.float32(v)
+        flow[0, n // w, n % w] = to_x / total - np.float32(n % w)
+        flow[1, n // w, n % w] = to_y / total - np.float32(n // w)
+        confidence[n // w, n % w] = np.exp(2 * top[n] - across[n] - down[best[n]])

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.models import fused
+from stream4d.models.convolution import Conv, rectified
 from stream4d.models.flow_propagation import Mended, Propagation
 from stream4d.models.sampling import (
     convex_upsample,
@@ -101,13 +102,6 @@ class FlowFields(NamedTuple):
     """(B, 2, H/4, W/4) the answer before upsampling, in pixels of that level."""
 
 
-def conv(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1
-) -> nn.Conv2d:
-    """Make a convolution that keeps the size (at stride 1)."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation)
-
-
 def normalise(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, 3, H, W)
     """Bring a frame's grey mean to zero and its deviation to one.
 
@@ -128,25 +122,44 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, quarter_channels: int = 48) -> None:
         super().__init__()
-        self.skip = conv(1, 24, 1)
+        self.skip = Conv(1, 24, 1)
         self.block1 = nn.ModuleList(
-            [conv(1, 4), conv(4, 8, stride=2), conv(8, 8), conv(8, 24, stride=2)]
+            [
+                rectified(1, 4),
+                rectified(4, 8, stride=2),
+                rectified(8, 8),
+                rectified(8, 24, stride=2),
+            ]
         )
-        self.block2 = nn.ModuleList([conv(24, 24), conv(24, 24)])
-        self.block3 = nn.ModuleList([conv(24, 64, stride=2), conv(64, 64), conv(64, 64, 1)])
-        self.block4 = nn.ModuleList([conv(64, 64, stride=2), conv(64, 64), conv(64, 64)])
+        self.block2 = nn.ModuleList([rectified(24, 24), rectified(24, 24)])
+        self.block3 = nn.ModuleList(
+            [rectified(24, 64, stride=2), rectified(64, 64), rectified(64, 64, 1)]
+        )
+        self.block4 = nn.ModuleList(
+            [rectified(64, 64, stride=2), rectified(64, 64), rectified(64, 64)]
+        )
         self.block5 = nn.ModuleList(
-            [conv(64, 128, stride=2), conv(128, 128), conv(128, 128), conv(128, 64, 1)]
+            [
+                rectified(64, 128, stride=2),
+                rectified(128, 128),
+                rectified(128, 128),
+                rectified(128, 64, 1),
+            ]
         )
-        self.fusion = nn.ModuleList([conv(64, 64), conv(64, 64)])
-        self.fused = conv(64, 64, 1)
-        self.colour = conv(24 + 48, quarter_channels)
-        self.residual = nn.ModuleList([conv(quarter_channels, quarter_channels) for _ in range(2)])
+        self.fusion = nn.ModuleList([rectified(64, 64), rectified(64, 64)])
+        self.fused = Conv(64, 64, 1)
+        self.colour = rectified(24 + 48, quarter_channels)
+        self.residual = nn.ModuleList(
+            [
+                rectified(quarter_channels, quarter_channels),
+                Conv(quarter_channels, quarter_channels),
+            ]
+        )
 
     @staticmethod
     def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
         for layer in layers:
-            x = F.relu_(layer(x))
+            x = layer(x)
         return x
 
     def forward(
@@ -163,8 +176,8 @@ class FrameEncoder(nn.Module):
             F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (x4, x5)
         )
         eighth = self.fused(self._run(self.fusion, merged))
-        colour = F.relu_(self.colour(join(quarter, quarter, patches)))
-        x = F.relu_(self.residual[0](colour))
+        colour = self.colour(join(quarter, quarter, patches))
+        x = self.residual[0](colour)
         quarter = F.relu_(colour + self.residual[1](x))
         return FrameFeatures(quarter, eighth, x4, x5, grey, small)
 
@@ -272,17 +285,32 @@ def global_match(
     a, b = F.normalize(F.avg_pool2d(a, 2)), F.normalize(F.avg_pool2d(b, 2))
     h, w = a.shape[-2:]
     scores = torch.matmul(a.flatten(2).transpose(1, 2), b.flatten(2)).float() * scale
+    flow, confidence, logp = nearest_both_ways(scores, (h, w))
+    flow = resize_flow(flow, full)
+    confidence = F.interpolate(confidence, full, mode="nearest")
+    return GlobalMatch(flow, confidence, logp, MATCH_CELL)
+
+
+def nearest_both_ways(
+    scores: Tensor,  # (B, N, N)
+    size: tuple[int, int],  # (h, w) with N = h · w
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Find every cell's best match in the other frame.
+
+    Returns flow (2B, 2, h, w) and its dual-softmax probability (2B, 1, h, w), a → b, then b → a; and the logarithms of
+    all dual-softmax probabilities (B, N, N) where gradients are on.
+    """
+    if fused.fits(scores):
+        return *fused.nearest_both_ways(scores, size), None
     rows, columns = scores.logsumexp(2, keepdim=True), scores.logsumexp(1, keepdim=True)
     with torch.no_grad():
         found = [
-            _nearest(s, r.flatten(1), c.flatten(1), (h, w))
+            _nearest(s, r.flatten(1), c.flatten(1), size)
             for s, r, c in ((scores, rows, columns), (scores.mT, columns, rows))
         ]
         flow, confidence = (torch.cat(x) for x in zip(*found, strict=True))
-        flow = resize_flow(flow, full)
-        confidence = F.interpolate(confidence, full, mode="nearest")
     logp = 2 * scores - rows - columns if torch.is_grad_enabled() else None
-    return GlobalMatch(flow, confidence, logp, MATCH_CELL)
+    return flow, confidence, logp
 
 
 def _nearest(
@@ -309,11 +337,11 @@ class Fusion(nn.Module):
 
     def __init__(self, context: int, tokens: int, hidden: int) -> None:
         super().__init__()
-        self.context = conv(context + tokens, 32, 1)  # by FlowNet.describe_frame
-        self.enter = conv(18 + 3 + 4 + 32, 64)
-        self.blocks = nn.ModuleList([conv(64, 64, dilation=d) for d in (1, 2, 4, 1)])
-        self.flow = conv(64, 4)
-        self.hidden = conv(64, hidden)
+        self.context = rectified(context + tokens, 32, 1)  # by FlowNet.describe_frame
+        self.enter = rectified(18 + 3 + 4 + 32, 64)
+        self.blocks = nn.ModuleList([rectified(64, 64, dilation=d) for d in (1, 2, 4, 1)])
+        self.flow = Conv(64, 4)
+        self.hidden = Conv(64, hidden)
         nn.init.zeros_(self.flow.weight)
         with torch.no_grad():  # start out as the initial flow
             self.flow.bias.copy_(  # type: ignore[union-attr]
@@ -332,9 +360,9 @@ class Fusion(nn.Module):
         errors = [torch.log1p(round_trip(f)) for f in (initial, match.flow)]
         jump = match.flow - initial
         clues = [*costs, *errors, match.confidence, jump / (1 + jump.abs()), initial / 16]
-        x = F.relu_(self.enter(join(context, *clues, context)))
+        x = self.enter(join(context, *clues, context))
         for block in self.blocks:
-            x = x + F.relu_(block(x))
+            x = x + block(x)
         out = self.flow(x).float()
         flow = initial + out[:, 2:3].sigmoid() * jump + STEP * out[:, :2]
         return flow, out[:, 3:4].sigmoid(), self.hidden(x)
@@ -359,13 +387,14 @@ class Refiner(nn.Module):
     def __init__(self, context: int, descriptor: int, hidden: int, radius: int) -> None:
         super().__init__()
         self.radius = radius
-        self.context = conv(context, 32, 1)  # by FlowNet.describe_frame
-        self.enter = conv((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + 3 + hidden, hidden)
-        self.blocks = nn.ModuleList([conv(hidden, hidden, dilation=d) for d in (1, 2)])
-        self.update = conv(hidden, hidden)
-        self.delta = conv(hidden, 2)
-        self.mask = nn.Sequential(conv(hidden, 64), nn.ReLU(), conv(64, 144, 1))
-        self.scale = conv(hidden, 4)
+        self.context = rectified(context, 32, 1)  # by FlowNet.describe_frame
+        self.enter = rectified((2 * radius + 1) ** 2 + 2 + 1 + 1 + 32 + 3 + hidden, hidden)
+        self.blocks = nn.ModuleList([rectified(hidden, hidden, dilation=d) for d in (1, 2)])
+        self.update = Conv(hidden, hidden)
+        self.delta = Conv(hidden, 2)
+        # Nothing stands between them: it keeps the names of the weights.
+        self.mask = nn.Sequential(rectified(hidden, 64), nn.Identity(), Conv(64, 144, 1))
+        self.scale = Conv(hidden, 4)
         for layer in (self.delta, self.scale):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -383,9 +412,9 @@ class Refiner(nn.Module):
         costs, apart = correlation(descriptors, flow, self.radius)
         back = torch.log1p(round_trip(flow))
         away = (initial - flow).clamp(-8, 8) / 4
-        x = F.relu_(self.enter(join(hidden, costs, away, back, apart, context, hidden)))
+        x = self.enter(join(hidden, costs, away, back, apart, context, hidden))
         for block in self.blocks:
-            x = x + F.relu_(block(x))
+            x = x + block(x)
         hidden = tanh_of_sum(self.update(x), hidden)
         # One convolution for both: a few channels cost as much as sixteen.
         layers = (self.delta, self.scale)
@@ -409,13 +438,13 @@ class FlowNet(nn.Module):
     ) -> None:
         super().__init__()
         self.iterations = iterations
-        self.match_tokens = conv(tokens, 64, 1)
+        self.match_tokens = Conv(tokens, 64, 1)
         nn.init.zeros_(self.match_tokens.weight)
         nn.init.zeros_(self.match_tokens.bias)  # type: ignore[arg-type]
         self.match_scale = nn.Parameter(torch.tensor(math.log(20.0)))
         self.propagation = Propagation()
         self.fusion = Fusion(64, tokens, hidden)
-        self.describe = conv(quarter + 64, descriptor, 1)
+        self.describe = Conv(quarter + 64, descriptor, 1)
         self.refiner = Refiner(quarter, descriptor, hidden, radius)
 
     def describe_frame(self, features: FrameFeatures, tokens: Tensor) -> MatchFeatures:
@@ -428,8 +457,8 @@ class FlowNet(nn.Module):
         return MatchFeatures(
             unit,
             4 * F.normalize(fine - fine.mean(1, keepdim=True), dim=1),
-            F.relu_(self.fusion.context(torch.cat([eighth, upped], 1))),
-            F.relu_(self.refiner.context(quarter)),
+            self.fusion.context(torch.cat([eighth, upped], 1)),
+            self.refiner.context(quarter),
         )
 
     def forward(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stream4d.models import _kernels_flow as kernels
 from stream4d.models import _kernels_tokens as token_kernels
@@ -28,6 +28,37 @@ def fits(x: Tensor) -> bool:
     return (
         x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     )
+
+
+class Packed(NamedTuple):
+    """Weights of a convolution as oneDNN wants them for inputs of one shape; torch sorts them anew in each call."""
+
+    shape: torch.Size
+    weight: Tensor
+
+
+def packs(x: Tensor, weight: Tensor) -> bool:
+    """Say whether oneDNN is there, and its convolution needs no other arithmetic than the map's."""
+    return fits(x) and x.dtype == weight.dtype and torch.backends.mkldnn.is_available()
+
+
+def pack(x: Tensor, layer: nn.Conv2d) -> Packed:
+    """Pack the weights of a convolution for inputs like ``x``."""
+    weight = torch.ops.mkldnn._reorder_convolution_weight(
+        layer.weight.detach(), *_geometry(layer), list(x.shape)
+    )
+    return Packed(x.shape, weight)
+
+
+def convolve(x: Tensor, layer: nn.Conv2d, packed: Packed, *, rectify: bool) -> Tensor:
+    """Do what the layer does; the clip at zero costs nothing while the sums are in registers."""
+    run = torch.ops.mkldnn._convolution_pointwise.default
+    after = "relu" if rectify else "none"
+    return run(x, packed.weight, layer.bias, *_geometry(layer), after, [], "")  # type: ignore[no-any-return]
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
+    return layer.padding, layer.stride, layer.dilation, layer.groups
 
 
 def round_trip(flow: Tensor) -> Tensor:
@@ -93,6 +124,27 @@ def _propagate(
     mended[:] = cells[3:]
     for d in order:
         kernels.spread(affinity[d], d, cells, np.float32(own), weight, mended)
+
+
+def nearest_both_ways(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Do what ``flow_net.nearest_both_ways`` does."""
+    B, N, _ = scores.shape
+    flow, confidence = (
+        np.empty((2 * B, 2, *size), np.float32),
+        np.empty((2 * B, 1, *size), np.float32),
+    )
+    for n in range(B):
+        there = _floats(scores[n])
+        back = there.T.copy()
+        top, best = np.empty((2, N), np.float32), np.empty((2, N), np.int64)
+        across, down = np.empty((2, N), np.float32)
+        token_kernels.best_of_rows(there, top[0], best[0])
+        token_kernels.best_of_rows(back, top[1], best[1])
+        token_kernels.log_sums(there, top[0], across, down)
+        for i, (s, r, c) in enumerate(((there, across, down), (back, down, across))):
+            k = n + i * B
+            token_kernels.refine_matches(s, top[i], best[i], r, c, flow[k], confidence[k, 0])
+    return torch.from_numpy(flow), torch.from_numpy(confidence)
 
 
 def roughness(flow: Tensor, mean: Tensor) -> Tensor:

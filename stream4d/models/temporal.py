@@ -28,6 +28,7 @@ from stream4d.errors import ModelError, WeightsError
 from stream4d.geometry.camera import scale_K
 from stream4d.models import fused
 from stream4d.models.base import ModelCard
+from stream4d.models.convolution import Conv
 from stream4d.models.dis import grey_image, start_both_ways
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
 from stream4d.models.temporal_cues import InitialFlow
@@ -140,6 +141,8 @@ def _for_inference(net: TemporalNet, dtype: torch.dtype) -> TemporalNet:
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
+        if isinstance(module, Conv):
+            module.is_frozen = True
     # Channels together: oneDNN's convolutions and our kernels take maps as they lie.
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

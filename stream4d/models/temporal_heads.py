@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream4d.models.flow_net import conv
+from stream4d.models.convolution import Conv, rectified
 from stream4d.models.rigid_motion import RigidFields
 from stream4d.models.sampling import join
 
@@ -54,14 +54,14 @@ class DenseHead(nn.Module):
         self, quarter: int, eighth: int, tokens: int, hidden: int, width: int = 48
     ) -> None:
         super().__init__()
-        self.tokens = conv(tokens, 48, 1)
-        self.skip = conv(quarter + hidden, 32, 1)
-        self.enter = conv(32 + CUES, 32)
-        self.down = conv(32, 48, stride=2)
-        self.middle = conv(48 + 48 + eighth, 64)
-        self.blocks = nn.ModuleList([conv(64, 64, dilation=d) for d in (1, 2, 4)])
-        self.up = conv(64 + 32, width)
-        self.out = conv(width, 3)
+        self.tokens = Conv(tokens, 48, 1)
+        self.skip = rectified(quarter + hidden, 32, 1)
+        self.enter = rectified(32 + CUES, 32)
+        self.down = rectified(32, 48, stride=2)
+        self.middle = rectified(48 + 48 + eighth, 64)
+        self.blocks = nn.ModuleList([rectified(64, 64, dilation=d) for d in (1, 2, 4)])
+        self.up = rectified(64 + 32, width)
+        self.out = Conv(width, 3)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
@@ -69,17 +69,17 @@ class DenseHead(nn.Module):
         self, quarter: Tensor, eighth: Tensor, tokens: Tensor, hidden: Tensor, cues: Tensor
     ) -> DenseMaps:
         """All inputs share the batch; ``tokens`` is at 1/16, ``hidden`` and ``cues`` at 1/4."""
-        skip = F.relu_(self.skip(join(quarter, quarter, hidden)))
-        near = F.relu_(self.enter(join(skip, skip, cues)))
+        skip = self.skip(join(quarter, quarter, hidden))
+        near = self.enter(join(skip, skip, cues))
         scene = F.interpolate(
             self.tokens(tokens), eighth.shape[-2:], mode="bilinear", align_corners=False
         )
-        x = join(near, F.relu_(self.down(near)), F.relu_(scene), eighth)
-        x = F.relu_(self.middle(x))
+        x = join(near, self.down(near), F.relu_(scene), eighth)
+        x = self.middle(x)
         for block in self.blocks:
-            x = x + F.relu_(block(x))
+            x = x + block(x)
         x = F.interpolate(x, quarter.shape[-2:], mode="bilinear", align_corners=False)
-        out = self.out(F.relu_(self.up(torch.cat([x, near], 1)))).float()
+        out = self.out(self.up(torch.cat([x, near], 1))).float()
         motion, depth, scale = out.split(1, 1)
         return DenseMaps(motion - 2, depth, scale.clamp(-5, 3))
 
