@@ -240,7 +240,7 @@ class PosedFrame(_ShapeRepr):
     """(4, 4) float64; always finite and rigid."""
     pose_covariance: Array
     """(6, 6) float64 of the left se(3) perturbation ξ = (ρ, φ): ``exp(ξ) @ world_from_cam``; drift since the
-    segment's first frame included."""
+    segment's first frame included. All NaN where nothing is stated: in a refined store."""
     depth: Array
     """(H, W) float32 z-depth in world units; NaN where unknown."""
     confidence: Array

@@ -105,6 +105,17 @@ def test_kitti_is_read_by_evo(tmp_path: Path, source: Frames) -> None:
     assert np.allclose(read.poses_se3, source.world_from_cam, atol=1e-7)
 
 
+def test_json_of_a_refined_path_states_no_covariance(tmp_path: Path, source: Frames) -> None:
+    refined = [
+        dataclasses.replace(frame, pose_covariance=np.full((6, 6), np.nan))
+        for frame in source.frames
+    ]
+    write_json(Frames(refined), tmp_path / "path.json")
+    text = (tmp_path / "path.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["cameras"][3]["pose_covariance"] is None
+
+
 def test_json_says_everything_of_a_camera(tmp_path: Path, source: Frames) -> None:
     write_json(source, tmp_path / "path.json", selection=Selection(stride=3))
     content = json.loads((tmp_path / "path.json").read_text())

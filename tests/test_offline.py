@@ -308,6 +308,8 @@ def test_better_store_out_same_store_in(tmp_path: Path, capsys: pytest.CaptureFi
         true_depth = scene.depth(t) / naive_scale(scene, new.world_from_cam)
         assert np.nanmedian(new.depth(t) / true_depth) == pytest.approx(1, abs=0.02)
     np.testing.assert_array_equal(old[7].rgb, new[7].rgb)
+    assert np.isfinite(old.pose_covariance).all()
+    assert np.isnan(new.pose_covariance).all(), "what was stated belongs to the path before"
     assert new.attrs["refined"][0]["is_better"]
     refine_store(path, None, quiet=True)
     assert listing(path).keys() == before.keys()

@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stream4d import logs
+from stream4d.packets import Array
 
 if TYPE_CHECKING:
     from stream4d.pose.offline import Refinement
@@ -57,6 +60,7 @@ def refine_store(
                 "world_from_cam": result.cameras.world_from_cam,
                 "K": result.cameras.K,
                 "depth_scale": store.depth_scale * result.cameras.depth_scale,
+                "pose_covariance": _covariances(store, result),
             }
             rewrite.write(rows, {"refined": _record(result)})
     if not quiet:
@@ -89,6 +93,15 @@ def _is_calibrated(store: Store) -> bool:
     config = store.attrs.get("config", {})
     free = config.get("chain", {}).get("refine_focal", True)
     return config.get("reader", {}).get("intrinsics") is not None or not free
+
+
+def _covariances(store: Store, result: Refinement) -> Array:  # (T, 6, 6)
+    """Return what is known of the errors: NaN where the path was refined, for what was stated is of the path before."""
+    out = np.array(store.pose_covariance)
+    for part in result.parts:
+        if part.is_better:
+            out[part.first : part.stop] = np.nan
+    return out
 
 
 def _record(result: Refinement) -> list[dict[str, object]]:

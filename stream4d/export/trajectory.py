@@ -11,6 +11,7 @@ import numpy as np
 from stream4d.export.output import new_file
 from stream4d.export.source import Camera, FrameSource, Selection, select_cameras
 from stream4d.geometry.transforms import quat_wxyz_from_rotation
+from stream4d.packets import Array
 
 
 def write_tum(
@@ -62,7 +63,8 @@ def write_json(
         "axes": "OpenCV: x right, y down, z forward; world_from_cam takes camera to world",
         "pixel_centres": "integer coordinates",
         "quaternion": "wxyz, scalar first",
-        "pose_covariance": "of the left se(3) perturbation (translation, rotation), row by row",
+        "pose_covariance": "of the left se(3) perturbation (translation, rotation), row by row; "
+        "null where none is stated",
     }
     with new_file(path, overwrite=overwrite) as partial, partial.open("w") as file:
         # One camera at a time, so that a long run needs no more memory.
@@ -70,6 +72,12 @@ def write_json(
         for n, camera in enumerate(select_cameras(source, selection or Selection())):
             file.write(("," if n else "") + "\n" + json.dumps(_entry(camera)))
         file.write("\n]}\n")
+
+
+def _stated(covariance: Array) -> list[float] | None:
+    """JSON has no NaN."""
+    values: list[float] = np.asarray(covariance).ravel().tolist()
+    return values if np.isfinite(values).all() else None
 
 
 def _entry(camera: Camera) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def _entry(camera: Camera) -> dict[str, Any]:
         "world_from_cam": camera.world_from_cam.tolist(),
         "quat_wxyz": quat_wxyz_from_rotation(camera.world_from_cam[:3, :3]).tolist(),
         "position": camera.world_from_cam[:3, 3].tolist(),
-        "pose_covariance": np.asarray(camera.pose_covariance).ravel().tolist(),
+        "pose_covariance": _stated(camera.pose_covariance),
         "is_keyframe": camera.is_keyframe,
         "is_tracked": camera.is_tracked,
         "is_metric": camera.is_metric,

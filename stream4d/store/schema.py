@@ -99,7 +99,8 @@ ARRAYS: tuple[ArraySpec, ...] = (
     _row(
         "pose_covariance",
         "float64",
-        "covariance of the left se(3) perturbation (ρ, φ): exp(ξ) · world_from_cam",
+        "covariance of the left se(3) perturbation (ρ, φ): exp(ξ) · world_from_cam; NaN where the "
+        "path was refined since",
         unit="world unit, rad",
         dims=("cov_row", "cov_col"),
         sizes=(6, 6),
