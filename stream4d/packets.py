@@ -79,6 +79,16 @@ class VideoInfo(_ShapeRepr):
     reason: str = ""
     """Why this backend was picked, for the log."""
 
+    @classmethod
+    def of_frames(
+        cls, source: str, width: int, height: int, *, fps: float = 30.0, count: int | None = None
+    ) -> VideoInfo:
+        """Describe frames that are at hand already, at the size that they have."""
+        return cls(
+            source=source, backend="frames", width=width, height=height, source_width=width,
+            source_height=height, fps=fps, frame_count=count,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Frame(_ShapeRepr):

@@ -16,16 +16,7 @@ from stream4d.packets import Frame, Prediction, VideoInfo, Window
 
 def video_info(width: int, height: int) -> VideoInfo:
     """Describe a made-up video."""
-    return VideoInfo(
-        source="made-up",
-        backend="test",
-        width=width,
-        height=height,
-        source_width=width,
-        source_height=height,
-        fps=30.0,
-        frame_count=None,
-    )
+    return VideoInfo.of_frames("made-up", width, height)
 
 
 def make_frames(count: int, width: int, height: int, **given: Any) -> tuple[Frame, ...]:

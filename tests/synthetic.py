@@ -107,10 +107,7 @@ class Scene:
 
     def info(self, n: int | None = None) -> VideoInfo:
         """Describe the video of ``n`` frames."""
-        return VideoInfo(
-            source="synthetic", backend="folder", width=self.width, height=self.height,
-            source_width=self.width, source_height=self.height, fps=30.0, frame_count=n,
-        )  # fmt: skip
+        return VideoInfo.of_frames("synthetic", self.width, self.height, count=n)
 
     def world_from_cam(self, t: float) -> Array:
         """Return the camera's exact pose at frame ``t``."""

@@ -26,10 +26,7 @@ def test_a_fast_pan_never_leaves_the_rotations() -> None:
     """Each anchor's pose is a product with the last one's; its rounding used to triple, to a singular matrix."""
     wide = panorama()
     K = np.array([[80.0, 0, 47.5], [0, 80, 31.5], [0, 0, 1]])
-    info = VideoInfo(
-        source="test", backend="folder", width=W, height=H, source_width=W, source_height=H,
-        fps=10, frame_count=FRAMES,
-    )  # fmt: skip
+    info = VideoInfo.of_frames("test", W, H, fps=10, count=FRAMES)
     frames = [
         Frame(index=t, timestamp_ns=t, rgb=wide[:H, SHIFT * t : SHIFT * t + W].copy(), K=K)
         for t in range(FRAMES)

@@ -64,16 +64,7 @@ def share_on_walls(points: Array) -> float:
 def test_store_of_poses_alone_gives_the_same_path(
     tmp_path: Path, source: Frames, write: Callable[..., None]
 ) -> None:
-    info = VideoInfo(
-        source="a.mp4",
-        backend="pyav",
-        width=96,
-        height=72,
-        source_width=96,
-        source_height=72,
-        fps=25.0,
-        frame_count=None,
-    )
+    info = VideoInfo.of_frames("a.mp4", 96, 72, fps=25)
     settings = StoreConfig(maps="none")
     config = {"tracks": 4}  # as many slots as the frames' points have
     with StoreWriter(tmp_path / "a.zarr", info=info, config=config, store_config=settings) as sink:

@@ -21,16 +21,7 @@ from stream4d.store.reader import open_store
 from stream4d.store.writer import StoreWriter
 
 H, W = 24, 32
-INFO = VideoInfo(
-    source="clip.mp4",
-    backend="pyav",
-    width=W,
-    height=H,
-    source_width=W,
-    source_height=H,
-    fps=30.0,
-    frame_count=None,
-)
+INFO = VideoInfo.of_frames("clip.mp4", W, H)
 WINDOW, HELD_BACK = 4, 2
 
 

@@ -38,10 +38,7 @@ def video() -> Array:
 
 
 def info(width: int = 96, height: int = 64) -> VideoInfo:
-    return VideoInfo(
-        source="test", backend="folder", width=width, height=height,
-        source_width=width, source_height=height, fps=10, frame_count=None,
-    )  # fmt: skip
+    return VideoInfo.of_frames("test", width, height, fps=10)
 
 
 def frames(video: Array) -> list[Frame]:

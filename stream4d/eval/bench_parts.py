@@ -91,16 +91,7 @@ def posed_frames(count: int) -> Iterator[PosedFrame]:
 
 def video_info(count: int) -> VideoInfo:
     """Describe a video of the processed size."""
-    return VideoInfo(
-        source="benchmark",
-        backend="folder",
-        width=WIDTH,
-        height=HEIGHT,
-        source_width=WIDTH,
-        source_height=HEIGHT,
-        fps=25.0,
-        frame_count=count,
-    )
+    return VideoInfo.of_frames("benchmark", WIDTH, HEIGHT, fps=25, count=count)
 
 
 def model_step(name: str) -> Callable[[], object]:

@@ -88,16 +88,7 @@ def predict_pair(model: PointmapModel, first: Array, second: Array, source: str)
         EvaluationError: the model predicts no flow.
     """
     H, W = first.shape[:2]
-    info = VideoInfo(
-        source=source,
-        backend="pairs",
-        width=W,
-        height=H,
-        source_width=W,
-        source_height=H,
-        fps=1.0,
-        frame_count=2,
-    )
+    info = VideoInfo.of_frames(source, W, H, fps=1, count=2)
     frames = tuple(
         Frame(index=i, timestamp_ns=i * 10**9, rgb=rgb) for i, rgb in enumerate((first, second))
     )

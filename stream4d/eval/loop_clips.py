@@ -35,10 +35,7 @@ class LoopClip:
     def info(self) -> VideoInfo:
         """Describe the clip as a video."""
         H, W = self.frames[0].rgb.shape[:2]
-        return VideoInfo(
-            source=self.name, backend="folder", width=W, height=H, source_width=W, source_height=H,
-            fps=30.0, frame_count=len(self.frames),
-        )  # fmt: skip
+        return VideoInfo.of_frames(self.name, W, H, count=len(self.frames))
 
 
 def there_and_back(clip: LoopClip) -> LoopClip:

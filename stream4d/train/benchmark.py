@@ -114,16 +114,7 @@ def score_pairs(folder: Path, model: TemporalModel, side: int) -> list[Scores]:
 
 def _flow_of(model: TemporalModel, a: Array, b: Array) -> Array:
     H, W = a.shape[:2]
-    info = VideoInfo(
-        source="pair",
-        backend="folder",
-        width=W,
-        height=H,
-        source_width=W,
-        source_height=H,
-        fps=10,
-        frame_count=2,
-    )
+    info = VideoInfo.of_frames("pair", W, H, fps=10, count=2)
     frames = tuple(Frame(index=i, timestamp_ns=i, rgb=x) for i, x in enumerate((a, b)))
     with model.session(info) as session:
         flow = session.step(Window(index=0, frames=frames, overlap=0)).flow
