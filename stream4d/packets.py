@@ -284,7 +284,7 @@ class PosedFrame(_ShapeRepr):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class PoseRevision(_ShapeRepr):
-    """Better poses for frames that were already written."""
+    """Better poses, and cameras, for frames that were already written."""
 
     indices: Array
     """(N,) int64 frame indices, increasing."""
@@ -294,11 +294,13 @@ class PoseRevision(_ShapeRepr):
     """(N,) float64: multiply the stored depth by this."""
     pose_covariance: Array | None = None
     """(N, 6, 6) float64 as in ``PosedFrame``; None: as it was."""
+    K: Array | None = None
+    """(N, 3, 3) float64 intrinsics in pixels of the frames' ``rgb``; None: as they were."""
 
     def __post_init__(self) -> None:
         N = len(self.indices)
         _check(self, {"indices": (N,), "world_from_cam": (N, 4, 4), "scale": (N,)})
-        _check(self, {"pose_covariance": (N, 6, 6)})
+        _check(self, {"pose_covariance": (N, 6, 6), "K": (N, 3, 3)})
 
 
 class Sink(Protocol):
@@ -317,7 +319,7 @@ class Sink(Protocol):
         """Take one frame. Indices come in order, without gaps."""
 
     def revise(self, revision: PoseRevision) -> None:
-        """Replace poses of frames already written."""
+        """Replace poses, and what else the revision holds, of frames already written."""
 
     def commit(self, resume_state: Callable[[], State]) -> None:
         """Make everything written so far durable.

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stream4d.config import ChainConfig
 from stream4d.geometry import camera, transforms
+from stream4d.packets import Array, PosedFrame, Prediction, Window
 from stream4d.pose import turning
+from stream4d.pose.chain import PoseChain
 from stream4d.pose.focal import BEST_SIGMA, OVERCONFIDENCE, Focal, limits
 from tests.oracle import OracleModel
 from tests.synthetic import Path, Scene
 from tests.test_chain import ate, run
 
+Pair = tuple[Window, Prediction]
+Told = dict[int, tuple[Array, Array, float]]
+"""Frame → K, pose, factor of its depth."""
 SIZE = 384
 TRUE = float(np.log(400.0))
 
@@ -113,6 +119,43 @@ def test_wide_and_long_lenses_are_found(fov_deg: float, path: Path) -> None:
     frames, poses = run(scene, OracleModel(scene, flow_noise_px=0.1), 50, with_K=False)
     error, length = ate(scene, poses)
     assert frames[-1].K[0, 0] == pytest.approx(focal, rel=0.05)
-    assert (
-        error < 0.025 * length
-    )  # a tenth of that, but for frames that left while the wall was read wrongly
+    assert error < 0.025 * length  # a tenth, but for frames that left while the wall was misread
+
+
+def test_frames_that_left_too_early_are_told_the_camera_that_was_found_later() -> None:
+    """The map of this walk is first 30 % short. Stopped and resumed halfway, the same is told."""
+    focal = camera.focal_from_fov(35, 256)
+    scene = Scene("walk", width=256, height=192, focal=focal)
+    n, half = 50, 26
+    with OracleModel(scene, flow_noise_px=0.1).session(scene.info(n)) as session:
+        seen = [(window, session.step(window)) for window in scene.windows(n, with_K=False)]
+    told: list[Told] = [{}, {}]
+    first: dict[int, PosedFrame] = {}
+
+    def play(chain: PoseChain, part: list[Pair], out: Told) -> None:
+        frames = [frame for pair in part for frame in chain.extend(*pair)]
+        frames += list(chain.finish()) if part[-1] is seen[-1] else []
+        for frame in frames:
+            first[frame.index] = frame
+            out[frame.index] = frame.K, frame.world_from_cam, 1.0
+        for r in chain.revisions():
+            assert r.K is not None
+            for i, K, pose, scale in zip(
+                r.indices.tolist(), r.K, r.world_from_cam, r.scale, strict=True
+            ):
+                out[i] = K, pose, out[i][2] * float(scale)
+
+    play(PoseChain(ChainConfig(), scene.info(n)), seen, told[0])
+    chains = [PoseChain(ChainConfig(), scene.info(n)) for _ in range(2)]
+    play(chains[0], seen[:half], told[1])
+    chains[1].restore({name: array.copy() for name, array in chains[0].state().items()})
+    play(chains[1], seen[half:], told[1])
+    for i in range(n):
+        for a, b in zip(told[0][i], told[1][i], strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert max(abs(first[i].K[0, 0] / focal - 1) for i in range(n)) > 0.2
+    assert max(abs(told[0][i][0][0, 0] / focal - 1) for i in range(n)) < 0.02
+    ratio = np.array([np.nanmedian(np.log(first[i].depth / scene.depth(i))) for i in range(n)])
+    scale = np.log([told[0][i][2] for i in range(n)])
+    assert np.std(ratio) > 0.2
+    assert np.std(ratio + scale) < 0.1

@@ -55,7 +55,8 @@ class ToyChain:
         poses = np.stack([np.eye(4)] * 3)
         poses[:, 1, 3] = self.memory
         indices = np.array([0, self.seen // 2, self.seen - HELD_BACK - 1])
-        return [PoseRevision(indices=indices, world_from_cam=poses, scale=np.full(3, 1.25))]
+        K = np.full((3, 3, 3), self.memory)
+        return [PoseRevision(indices=indices, world_from_cam=poses, scale=np.full(3, 1.25), K=K)]
 
     def state(self) -> State:
         return {

@@ -223,6 +223,26 @@ def test_revised_cloud_moves_with_its_frames() -> None:
     assert set(moved.tolist()) == set(np.flatnonzero(mine).tolist())
 
 
+def test_revised_cloud_keeps_its_pixels_under_another_focal_length() -> None:
+    cloud = StaticCloud(max_points=1000, voxel=0.01, min_hits=1)
+    in_cam = np.random.default_rng(0).uniform((-1, -1, 2), (1, 1, 5), (50, 3))
+    old_K, K = camera.centred_K(100.0, 64, 48), camera.centred_K(130.0, 64, 48)
+    pose = SCENE.world_from_cam(3)
+    points = transforms.transform_points(pose, in_cam)
+    cloud.add(points.astype(np.float32), np.zeros((50, 3), np.uint8), 3)
+    revision = PoseRevision(
+        indices=np.array([3]), world_from_cam=pose[None], scale=np.array([1.3]), K=K[None]
+    )
+    before = cloud.points.copy()
+    cloud.revise(revision, pose[None], old_K[None])
+    world = transforms.invert(pose)
+    was, now = (
+        transforms.transform_points(world, p.astype(np.float64)) for p in (before, cloud.points)
+    )
+    np.testing.assert_allclose(camera.project(now, K), camera.project(was, old_K), atol=1e-3)
+    np.testing.assert_allclose(now[:, 2], 1.3 * was[:, 2], rtol=1e-5)
+
+
 def test_cloud_widens_its_voxels_and_keeps_one_point_each() -> None:
     cloud = StaticCloud(max_points=1000, voxel=0.1, min_hits=1)
     points = np.random.default_rng(0).uniform(0, 1, (500, 3)).astype(np.float32)

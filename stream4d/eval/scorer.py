@@ -59,6 +59,7 @@ class SequenceScorer:
         self._tracked: list[bool] = []
         self._segments: list[int] = []
         self._focal_errors: list[float] = []
+        self._true_K: Array | None = None
         self._depth = DepthSample()
         self._points = PointSample()
         self._scales: dict[int, float] = {}
@@ -83,9 +84,9 @@ class SequenceScorer:
         self._segments.append(frame.segment)
         self._is_metric = frame.is_metric
         H, W = frame.rgb.shape[:2]
-        K = self._grid.truth_K((W, H))
-        if K is not None:
-            self._focal_errors.append(focal_error_percent(frame.K, K))
+        self._true_K = self._grid.truth_K((W, H))
+        if self._true_K is not None:
+            self._focal_errors.append(focal_error_percent(frame.K, self._true_K))
         self._add_depth(frame)
         self._add_motion(frame)
         self._add_flow(frame)
@@ -162,6 +163,9 @@ class SequenceScorer:
                 revision.indices.tolist(), revision.pose_covariance, strict=True
             ):
                 self._covariances[index] = covariance
+        if revision.K is not None and self._true_K is not None:
+            for index, K in zip(revision.indices.tolist(), revision.K, strict=True):
+                self._focal_errors[index] = focal_error_percent(K, self._true_K)
         self._depth.revise(revision)
 
     def truth_K(self, width: int, height: int) -> Array | None:

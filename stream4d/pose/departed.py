@@ -21,6 +21,7 @@ class Departed:
         self._ids = np.zeros((64, 2), np.int64)
         self._poses = np.zeros((64, 2, 3, 4))
         self._own = np.zeros((64, len(UPPER[0])), np.float32)
+        self._views = np.zeros((64, 2))
 
     @property
     def index(self) -> Array:
@@ -43,6 +44,16 @@ class Departed:
         return self._poses[: self._count, 1]
 
     @property
+    def focal(self) -> Array:
+        """(n,) fx in pixels under which the frame hangs on its keyframe."""
+        return self._views[: self._count, 0]
+
+    @property
+    def stretch(self) -> Array:
+        """(n,) factor of its depth since it was last told."""
+        return self._views[: self._count, 1]
+
+    @property
     def own(self) -> Array:
         """(n, 6, 6) the part of its covariance that is not drift."""
         out = np.zeros((self._count, 6, 6))
@@ -55,23 +66,30 @@ class Departed:
         return np.asarray(self._own[: self._count, 0] >= FLOATING[0, 0])
 
     def add(
-        self, index: int, reference: int, from_reference: Array, pose: Array, own: Array
-    ) -> None:
+        self, index: int, reference: int, from_reference: Array, pose: Array, own: Array, focal: float
+    ) -> None:  # fmt: skip
         """Remember one more frame."""
         if self._count == len(self._ids):
-            if self._count >= MAX_DEPARTED:  # forget the older half: each copy pays for many frames
-                self._count //= 2
-                self._ids[: self._count] = self._ids[-self._count :].copy()
-                self._poses[: self._count] = self._poses[-self._count :].copy()
-                self._own[: self._count] = self._own[-self._count :].copy()
-            else:
-                self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
-                self._poses = np.concatenate([self._poses, np.zeros_like(self._poses)])
-                self._own = np.concatenate([self._own, np.zeros_like(self._own)])
+            self._make_room()
         self._ids[self._count] = index, reference
         self._poses[self._count] = from_reference, pose
         self._own[self._count] = own[UPPER]
+        self._views[self._count] = focal, 1.0
         self._count += 1
+
+    def _make_room(self) -> None:
+        """Double the room; at the most there may be, forget the older half: each copy pays for many frames."""
+        kept = slice(0, self._count)
+        if self._count >= MAX_DEPARTED:
+            kept = slice(self._count - self._count // 2, self._count)
+        for name in ("_ids", "_poses", "_own", "_views"):
+            held = getattr(self, name)
+            grown = (
+                held if self._count >= MAX_DEPARTED else np.concatenate([held, np.zeros_like(held)])
+            )
+            grown[: kept.stop - kept.start] = held[kept].copy()
+            setattr(self, name, grown)
+        self._count = kept.stop - kept.start
 
     def settle(self, reference: int | None = None) -> None:
         """Take the frames that hang on a keyframe (or on any) off it: its pose is final."""
@@ -86,7 +104,8 @@ class Departed:
         """Return what ``restore`` needs."""
         known = slice(0, self._count)
         return {
-            "ids": self._ids[known].copy(), "poses": self._poses[known].copy(), "own": self._own[known].copy()
+            "ids": self._ids[known].copy(), "poses": self._poses[known].copy(), "own": self._own[known].copy(),
+            "views": self._views[known].copy(),
         }  # fmt: skip
 
     @classmethod
@@ -94,7 +113,9 @@ class Departed:
         """Return the frames that gave ``state``."""
         out = cls()
         whole = np.zeros((6, 6))
-        for ids, poses, own in zip(state["ids"], state["poses"], state["own"], strict=True):
+        arrays = (state[name] for name in ("ids", "poses", "own", "views"))
+        for ids, poses, own, (focal, stretch) in zip(*arrays, strict=True):
             whole[UPPER] = own
-            out.add(int(ids[0]), int(ids[1]), poses[0], poses[1], whole)
+            out.add(int(ids[0]), int(ids[1]), poses[0], poses[1], whole, focal)
+            out.stretch[-1] = stretch
         return out

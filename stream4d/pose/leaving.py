@@ -25,8 +25,9 @@ def finalise(progress: Progress, record: Record, following: Record | None) -> Po
     hanging = track.relative_pose(pose, local_map.poses[slot] if slot >= 0 else np.eye(3, 4))
     covariance, own = _covariance(progress, record, pose)
     progress.departed.add(
-        record.index, record.reference if slot >= 0 else NO_KEYFRAME, hanging, pose, own
-    )
+        record.index, record.reference if slot >= 0 else NO_KEYFRAME, hanging, pose, own,
+        local_map.K[0, 0],
+    )  # fmt: skip
     return PosedFrame(
         index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
         K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose),
@@ -59,7 +60,7 @@ def _covariance(progress: Progress, record: Record, pose: Array) -> tuple[Array,
 
 
 def revise(progress: Progress, slot: int) -> None:
-    """Tell the final poses of frames that left before their keyframe was done with."""
+    """Tell the final poses of frames that left before their keyframe was done with, and the camera if it was found."""
     local_map, departed = progress.map, progress.departed
     index = int(local_map.frame_index[slot])
     mine = np.flatnonzero(departed.reference == index)
@@ -68,16 +69,24 @@ def revise(progress: Progress, slot: int) -> None:
     reference = square(local_map.poses[slot])
     departed.pose[mine] = departed.from_reference[mine] @ reference
     departed.settle(index)
-    progress.revisions.append(revision_of(departed.index[mine], departed.pose[mine]))
+    K = scale = None
+    if not progress.focal_known:
+        K = np.repeat(local_map.K[None], len(mine), axis=0)
+        K[:, [0, 1], [0, 1]] *= departed.focal[mine, None] / local_map.K[0, 0]
+        scale = departed.stretch[mine]
+        departed.stretch[mine] = 1.0
+    progress.revisions.append(revision_of(departed.index[mine], departed.pose[mine], scale, K=K))
 
 
 def revision_of(
-    indices: Array, poses: Array, scale: Array | None = None, covariance: Array | None = None
-) -> PoseRevision:
+    indices: Array, poses: Array, scale: Array | None = None, covariance: Array | None = None,
+    K: Array | None = None,
+) -> PoseRevision:  # fmt: skip
     """Return the revision that tells camera-from-world poses (n, 3, 4) of frames that have left."""
     return PoseRevision(
         indices=indices.copy(),
         world_from_cam=to_world_from_cam(poses),
         scale=np.ones(len(indices)) if scale is None else scale,
         pose_covariance=covariance,
+        K=K,
     )

@@ -97,6 +97,7 @@ class _Hanging:
         references = departed.reference[self._departed]
         there = np.array([self._old[int(i)] for i in references]).reshape(-1, 4, 4)
         self._poses = square(departed.from_reference[self._departed]) @ there
+        self._depths = _depths(local_map)
 
     def follow(self, progress: Progress) -> None:
         """Place the frames again, between the keyframes where they are now."""
@@ -112,6 +113,34 @@ class _Hanging:
             here = correction.interpolate(moved, departed.index[mine]) @ self._poses
             there = np.stack([new[int(i)] for i in departed.reference[mine]])
             departed.from_reference[mine] = (here @ np.linalg.inv(there))[:, :3]
+            departed.focal[mine] = local_map.K[0, 0]
+            stretch = self._stretch(local_map, departed.index[mine])
+            departed.stretch[mine] *= stretch
+            if progress.dense is not None and mine[-1] == len(departed.index) - 1:
+                progress.dense.pose = here[-1, :3].copy()  # of the frame that left last
+                progress.dense.rescale(float(stretch[-1]))
+
+    def _stretch(self, local_map: LocalMap, frames: Array) -> Array:
+        """Return the factors of depth of frames: those of the keyframes around them, medians over their patches."""
+        ratio = np.log(_depths(local_map) / self._depths)
+        order = local_map.order[np.isfinite(ratio[local_map.order]).any(axis=1)]
+        if not len(order):
+            return np.ones(len(frames))
+        middle = np.nanmedian(ratio[order], axis=1)
+        return np.exp(np.interp(frames, local_map.frame_index[order], middle))
+
+
+def _depths(local_map: LocalMap) -> Array:  # (F, N)
+    """Return the depths at which keyframes see patches, NaN where they do not."""
+    out = np.full(local_map.var.shape, np.nan)
+    rows = np.flatnonzero(local_map.host >= 0)
+    directions, centres = local_map.world_rays(rows)
+    points = centres + directions / local_map.rho[rows][:, None]
+    for slot in local_map.order:
+        pose = local_map.poses[slot]
+        z = points @ pose[2, :3] + pose[2, 3]
+        out[slot, rows] = np.where((z > 0) & np.isfinite(local_map.var[slot, rows]), z, np.nan)
+    return out
 
 
 def _way(local_map: LocalMap, order: Array) -> float:

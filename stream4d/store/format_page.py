@@ -49,8 +49,9 @@ _TAIL = f"""
 - Killing the process at any moment loses nothing committed. After a power failure the operating system may not
   yet have written the last seconds; a file that is missing or fails its checksum is reported, not read as data.
 - `resume.npz` (only in unfinished stores) is the state that `--resume` starts from: plain arrays, no pickle.
-- Pose revisions rewrite `world_from_cam`, `pose_covariance` and `depth_scale`; depth maps are never rewritten. The new
-  rows are published in the root first (`pending_revision`), so that a kill halfway is made good on the next open.
+- Pose revisions rewrite `world_from_cam`, `pose_covariance`, `depth_scale` and, where the camera was not given, `K`;
+  depth maps are never rewritten, and points follow, since they are made of depth, `K` and pose when they are read. The
+  new rows are published in the root first (`pending_revision`), so that a kill halfway is made good on the next open.
 """
 
 

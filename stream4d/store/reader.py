@@ -120,7 +120,7 @@ class Store(Sequence[PosedFrame]):
     @functools.cached_property
     def K(self) -> Array:
         """(T, 3, 3) float64 intrinsics in pixels of the stored frames."""
-        return self._rows("K")
+        return self._revised("K")
 
     @functools.cached_property
     def world_from_cam(self) -> Array:

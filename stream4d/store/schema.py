@@ -212,9 +212,9 @@ ATTRIBUTES = {
     "config": "every resolved setting of the run",
     "model_card": "name, licence and shape of the model",
     "conventions": "axes and units, as in docs/conventions.md",
-    "revisions": "how many pose revisions (loop closures) were applied",
+    "revisions": "how many pose revisions (loop closures, a focal length found later) were applied",
     "refined": "what `stream4d refine` did, part by part (absent before)",
-    "pending_revision": "poses and depth scales that replace those in the arrays (present for an instant)",
+    "pending_revision": "poses, depth scales, perhaps K, that replace those in the arrays (present for an instant)",
 }
 
 

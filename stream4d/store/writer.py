@@ -187,7 +187,7 @@ class StoreWriter:
         )
 
     def revise(self, revision: PoseRevision) -> None:
-        """Replace poses and scale depths of frames already written; takes effect at the next ``commit``.
+        """Replace poses and intrinsics, scale depths of frames already written; takes effect at the next ``commit``.
 
         Raises:
             StoreError: it names frames that were not written yet.
@@ -263,29 +263,33 @@ class StoreWriter:
             self._arrays.open(self._folder, self._attributes["committed"])
 
     def _merged_revisions(self) -> dict[str, Array] | None:
-        """Return final poses and scales of all frames that the waiting revisions name."""
+        """Return final poses, scales and, where one tells them, intrinsics of all frames that revisions name."""
         if not any(len(revision.indices) for revision in self._revisions):
             return None
         indices = np.unique(np.concatenate([r.indices for r in self._revisions])).astype(np.int64)
         poses = self._arrays.rows["world_from_cam"].get(indices)
         scales = self._arrays.rows["depth_scale"].get(indices)
         covariances = self._arrays.rows["pose_covariance"].get(indices)
+        K = self._arrays.rows["K"].get(indices)
         for revision in self._revisions:
             at = np.searchsorted(indices, revision.indices)
             poses[at] = revision.world_from_cam
             if revision.pose_covariance is not None:
                 covariances[at] = revision.pose_covariance
+            if revision.K is not None:
+                K[at] = revision.K
             scales[at] *= revision.scale
-        return {
+        changes = {
             "index": indices, "world_from_cam": poses, "depth_scale": scales, "pose_covariance": covariances
         }  # fmt: skip
+        return changes if all(r.K is None for r in self._revisions) else {**changes, "K": K}
 
     def _apply(self, changes: dict[str, Array] | None) -> None:
         """Bring the arrays up to date with the published revision, then take it out of the root."""
         if changes is None:
             return
-        for name in ("world_from_cam", "depth_scale", "pose_covariance"):
-            if name in changes:  # a store left by an older version names fewer
+        for name in ("world_from_cam", "depth_scale", "pose_covariance", "K"):
+            if name in changes:  # K where it was told; a store left by an older version names fewer
                 self._arrays.rows[name].put(changes["index"], changes[name])
         del self._attributes["pending_revision"]
         self._write_root()

@@ -169,9 +169,12 @@ class StaticCloud:
         return rebuilt
 
     def revise(
-        self, revision: PoseRevision, old_world_from_cam: Array
-    ) -> Array:  # (N, 4, 4) poses before → (K,) positions in ``points``
-        """Move the points of revised frames along; returns which confirmed points moved visibly."""
+        self, revision: PoseRevision, old_world_from_cam: Array, old_K: Array | None = None
+    ) -> Array:  # (N, 4, 4) poses before, (N, 3, 3) → (k,) positions in ``points``
+        """Move the points of revised frames along; returns which confirmed points moved visibly.
+
+        ``old_K`` is needed where the revision holds a new one.
+        """
         if len(revision.indices) == 0:
             return np.empty(0, np.int64)
         where = np.searchsorted(revision.indices, self._frame[: self._count])
@@ -184,6 +187,11 @@ class StaticCloud:
         old_points = self._points[slots].astype(np.float64)
         in_cam = np.einsum("nij,nj->ni", cam_from_old[:, :3, :3], old_points)
         in_cam = (in_cam + cam_from_old[:, :3, 3]) * revision.scale[which, None]
+        if revision.K is not None and old_K is not None:
+            old, K = old_K[which], revision.K[which]
+            for axis in range(2):  # rays of the same pixels
+                pixel = old[:, axis, axis] * in_cam[:, axis] + old[:, axis, 2] * in_cam[:, 2]
+                in_cam[:, axis] = (pixel - K[:, axis, 2] * in_cam[:, 2]) / K[:, axis, axis]
         moved = np.einsum("nij,nj->ni", new[:, :3, :3], in_cam) + new[:, :3, 3]
         shift = np.zeros(self._count, np.float64)
         shift[slots] = np.linalg.norm(moved - old_points, axis=1)

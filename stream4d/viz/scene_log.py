@@ -80,6 +80,7 @@ class SceneLog:
     def _begin_empty(self) -> None:
         self._indices: list[int] = []
         self._poses: list[Array] = []
+        self._Ks: list[Array] = []
         self._scale = _Follow()
         self._voxel = _Follow()
         self._shown_scale = 0.0
@@ -98,6 +99,7 @@ class SceneLog:
             self._start_segment(frame)
         self._indices.append(frame.index)
         self._poses.append(frame.world_from_cam.copy())  # a view would keep its base alive
+        self._Ks.append(frame.K.copy())
         if bounds := colors.depth_range(colors.known_depth(frame.depth, frame.confidence)):
             self._scale.update(float(np.sqrt(bounds[0] * bounds[1])))
         self._send_path_block((len(self._poses) - 1) // PATH_BLOCK)
@@ -108,7 +110,7 @@ class SceneLog:
         self._log_plots(frame, timing)
 
     def revise(self, revision: PoseRevision) -> None:
-        """Move path and cloud to better poses, from the current time on.
+        """Move path and cloud to better poses and cameras, from the current time on.
 
         Frames of earlier segments, and frames that a live view dropped, are passed over.
         """
@@ -121,11 +123,17 @@ class SceneLog:
             indices=revision.indices[mine],
             world_from_cam=revision.world_from_cam[mine],
             scale=revision.scale[mine],
+            K=None if revision.K is None else revision.K[mine],
         )
         self._tracks.forget()
-        moved = self._cloud.revise(revision, np.stack([self._poses[i] for i in at]))
+        moved = self._cloud.revise(
+            revision, np.stack([self._poses[i] for i in at]), np.stack([self._Ks[i] for i in at])
+        )
         for i, pose in zip(at, revision.world_from_cam, strict=True):
             self._poses[i] = pose
+        if revision.K is not None:
+            for i, K in zip(at, revision.K, strict=True):
+                self._Ks[i] = K
         for block in np.unique(at // PATH_BLOCK).tolist():
             self._send_path_block(block)
         for block in np.unique(moved[moved < self._cloud_sent] // CLOUD_BLOCK).tolist():
