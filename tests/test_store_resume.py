@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from stream4d.config import ReaderConfig, RunConfig, StoreConfig, dump
 from stream4d.errors import StoreError
 from stream4d.packets import PosedFrame, PoseRevision, State, VideoInfo
 from stream4d.store.reader import open_store
+from stream4d.store.resume import load_snapshot, save_snapshot
 from stream4d.store.writer import StoreWriter
 
 H, W = 24, 32
@@ -219,6 +221,20 @@ def test_other_settings_cannot_resume(tmp_path: Path) -> None:
     run_until(tmp_path / "a.zarr", 30)
     with pytest.raises(StoreError, match=r"reader.stride = 1, now it is 2"):
         toy_writer(tmp_path / "a.zarr", resume=True, stride=2)
+
+
+def test_a_snapshot_needs_no_memory_of_its_size(tmp_path: Path) -> None:
+    """States are tens of MB, and are written every few seconds."""
+    state = {f"part{i}": np.full(1_000_000, i, np.uint8) for i in range(20)}
+    tracemalloc.start()
+    save_snapshot(tmp_path, state, 3, 0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
+    point, _ = load_snapshot(tmp_path, 3)
+    assert point is not None
+    for name, value in state.items():
+        np.testing.assert_array_equal(point.state[name], value)
 
 
 def test_state_is_plain_arrays(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,12 +21,22 @@ EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 INDEX_BYTES = FRAMES_PER_SHARD * 16 + 4
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old or the new one whole."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to fill that takes the place of ``path`` at the end of the ``with`` block.
+
+    A reader, or a kill at any moment, finds the old or the new one whole.
+    """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        file.write(data)
+        yield file
     os.replace(partial, path)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a whole file, as ``replacing`` does."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 def write_at(file: BinaryIO, offset: int, data: bytes) -> None:

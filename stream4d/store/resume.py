@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from stream4d.errors import StoreError
 from stream4d.packets import State
-from stream4d.store.files import replace_file
+from stream4d.store.files import replacing
 
 FILE_NAME = "resume.npz"
 _FRAMES, _REVISIONS = "__frames__", "__revisions__"
@@ -40,13 +39,11 @@ def save_snapshot(store: Path, state: State, frames: int, revisions: int) -> Non
     for name, value in arrays.items():
         if value.dtype.hasobject:
             raise ValueError(f"resume state {name!r} holds Python objects")
-    buffer = io.BytesIO()
     entries = {**arrays, _FRAMES: np.array(frames), _REVISIONS: np.array(revisions)}
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with replacing(store / FILE_NAME) as target, zipfile.ZipFile(target, "w") as archive:
         for name, value in entries.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, value, allow_pickle=False)
-    replace_file(store / FILE_NAME, buffer.getvalue())
 
 
 def load_snapshot(store: Path, committed: int) -> tuple[ResumePoint | None, int]:
