@@ -10,9 +10,9 @@ import argparse
 import difflib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 from stream4d import logs
@@ -101,7 +101,9 @@ def _show_what_the_terminal_can() -> None:
 
 def _meant_command(words: Sequence[str]) -> str:
     """Name the command that a source which does not exist was perhaps meant to be."""
-    if not words or Path(words[0]).exists():
+    if not words or os.path.exists(
+        words[0]
+    ):  # unlike Path.exists, False for a name that is too long
         return ""
     close = difflib.get_close_matches(words[0], COMMANDS, n=1)
     return f" (did you mean the command {close[0]!r}?)" if close else ""

@@ -55,6 +55,11 @@ def _empty_folder(folder: Path) -> list[str]:
     return [str(folder / "empty")]
 
 
+def _pipe(folder: Path) -> list[str]:
+    os.mkfifo(folder / "pipe.mp4")
+    return [str(folder / "pipe.mp4")]
+
+
 def _store(folder: Path) -> list[str]:
     (folder / "old.zarr").mkdir()
     (folder / "old.zarr" / "zarr.json").write_text("{}")
@@ -79,6 +84,9 @@ def _nan_intrinsics(folder: Path) -> list[str]:
 
 BAD_INPUT: dict[str, tuple[Make, str]] = {
     "missing file": (lambda folder: [str(folder / "nope.mp4")], "nope.mp4"),
+    "endless name": (lambda folder: [f"{folder}/{'a' * 300}.mp4"], "no such file or folder"),
+    "endless name of a store": (_clip_and("--out", f"{'a' * 300}.zarr"), "too long"),
+    "pipe": (_pipe, "neither a file nor a folder"),
     "folder without images": (_empty_folder, "empty"),
     "text named mp4": (_file("text.mp4", b"this is no video\n" * 50), "text.mp4"),
     "zero bytes": (_file("zero.mp4", b""), "zero.mp4"),
@@ -116,7 +124,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     argv = make(tmp_path)
     monkeypatch.chdir(tmp_path)
     before = sorted(os.listdir(tmp_path))
-    status = main([*argv, "--out", "out.zarr"])
+    status = main(argv if "--out" in argv else [*argv, "--out", "out.zarr"])
     shown = capfd.readouterr().err
     assert status == 1
     assert shown.startswith("stream4d: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -42,10 +43,12 @@ def choose_backend(source: str, config: ReaderConfig) -> tuple[Backend, str]:
     if _WEBCAM.fullmatch(source) or "://" in source.removeprefix("file://"):
         return _live_or_url(source)
     path = Path(source.removeprefix("file://"))
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
         return _in_folder(path, config)
-    if path.is_file():
+    if os.path.isfile(path):
         return _in_file(path, config)
+    if os.path.exists(path):
+        raise VideoError(f"{source} is neither a file nor a folder: save it to a file first")
     if any(letter in source for letter in "*?["):
         return FolderBackend(list_images(source), source), "a glob of images"
     raise VideoError(f"no such file or folder: {source}")

@@ -31,7 +31,8 @@ def has_store_to_resume(path: Path, *, overwrite: bool, resume: bool) -> bool:
     Raises:
         StoreError: what is there must not be touched.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    # os.path: unlike Path.exists, False for a name that is too long, which writing tells of
+    if not os.path.exists(path) or (path.is_dir() and not any(path.iterdir())):
         if not path.parent.is_dir():
             raise StoreError(
                 f"the folder {path.parent} does not exist: create it, or choose another --out"
