@@ -28,6 +28,7 @@ from stream4d.store.metadata import (
     store_attributes,
 )
 from stream4d.store.resume import ResumePoint, load_snapshot, remove_snapshot, save_snapshot
+from stream4d.store.revisions import merged, work_in
 from stream4d.store.target import (
     begins_anew,
     check_nobody_writes,
@@ -237,7 +238,7 @@ class StoreWriter:
         self._arrays.flush()
         count = self._committed + len(self._pending)
         self._pending.clear()
-        changes = self._merged_revisions()
+        changes = merged(self._revisions, self._arrays.rows)
         self._publish(count, changes)
         self._apply(changes)
 
@@ -262,35 +263,11 @@ class StoreWriter:
             self._folder = self.path
             self._arrays.open(self._folder, self._attributes["committed"])
 
-    def _merged_revisions(self) -> dict[str, Array] | None:
-        """Return final poses, scales and, where one tells them, intrinsics of all frames that revisions name."""
-        if not any(len(revision.indices) for revision in self._revisions):
-            return None
-        indices = np.unique(np.concatenate([r.indices for r in self._revisions])).astype(np.int64)
-        poses = self._arrays.rows["world_from_cam"].get(indices)
-        scales = self._arrays.rows["depth_scale"].get(indices)
-        covariances = self._arrays.rows["pose_covariance"].get(indices)
-        K = self._arrays.rows["K"].get(indices)
-        for revision in self._revisions:
-            at = np.searchsorted(indices, revision.indices)
-            poses[at] = revision.world_from_cam
-            if revision.pose_covariance is not None:
-                covariances[at] = revision.pose_covariance
-            if revision.K is not None:
-                K[at] = revision.K
-            scales[at] *= revision.scale
-        changes = {
-            "index": indices, "world_from_cam": poses, "depth_scale": scales, "pose_covariance": covariances
-        }  # fmt: skip
-        return changes if all(r.K is None for r in self._revisions) else {**changes, "K": K}
-
     def _apply(self, changes: dict[str, Array] | None) -> None:
         """Bring the arrays up to date with the published revision, then take it out of the root."""
         if changes is None:
             return
-        for name in ("world_from_cam", "depth_scale", "pose_covariance", "K"):
-            if name in changes:  # K where it was told; a store left by an older version names fewer
-                self._arrays.rows[name].put(changes["index"], changes[name])
+        work_in(changes, self._arrays.rows)
         del self._attributes["pending_revision"]
         self._write_root()
 
