@@ -56,6 +56,14 @@ def test_single_image_is_a_short_video(tmp_path: Path) -> None:
     assert read(folder / "a.png") == [0]
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".tiff"])
+def test_an_animation_is_not_cut_to_its_first_picture(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"many{suffix}"
+    assert cv2.imwritemulti(str(path), [picture(20 * i) for i in range(3)])
+    with pytest.raises(VideoError, match="holds 3 pictures"):
+        open_video(path)
+
+
 def test_pixels_of_any_kind_become_rgb8(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

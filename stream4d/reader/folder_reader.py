@@ -29,7 +29,8 @@ class FolderBackend:
     """Read images in natural order (``2.png`` before ``10.png``).
 
     Raises:
-        VideoError: no images, an unreadable one, differing sizes, or times that do not increase.
+        VideoError: no images, an unreadable one, differing sizes, times that do not increase, or a single file that
+            holds many pictures.
     """
 
     name = "folder"
@@ -39,6 +40,11 @@ class FolderBackend:
             raise VideoError(f"no images match {source}: expected png, jpg, tiff or webp files")
         self._images = images
         first = read_image(images[0])
+        if len(images) == 1 and (count := _pictures_in(images[0])) > 1:
+            raise VideoError(
+                f"{images[0]} holds {count} pictures, of which only the first could be read: "
+                "turn it into a video or a folder of images"
+            )
         self._shape = first.shape
         timeline = _times_beside(images)
         if timeline is None:
@@ -71,6 +77,14 @@ class FolderBackend:
                 f"{self._images[index].name} is {_size(image.shape)}; resize them to one size"
             )
         return image
+
+
+def _pictures_in(path: Path) -> int:
+    """Count the pictures of an animation or of a stack of pages."""
+    try:
+        return int(cv2.imcount(str(path)))
+    except (cv2.error, UnicodeEncodeError):  # a name that is not text
+        return 1
 
 
 def _size(shape: tuple[int, ...]) -> str:
