@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from stream4d.pose._kernels_parts import bilinear, carry, relate
 
+COMPILED: dict[str, Any] = {
+    "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"},
+}  # fmt: skip
+"""Sums over a patch on vectors; no divisor is zero. Neither flag loses a NaN."""
 HALF = 5
 """Patches are (2 HALF + 1) pixels wide."""
 SIDE = 2 * HALF + 1
@@ -18,22 +23,27 @@ WEAK = 2.0 * SIDE * SIDE
 edge a patch is not moved, for it would go anywhere."""
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def sample_template(image, u, v, warp, out):
     """Read a warped (SIDE + 2) square around (u, v) into ``out``; False where it leaves the image."""
     H, W = image.shape
+    last = HALF + 1.0
+    for i in range(4):  # a parallelogram is inside where its corners are
+        dx, dy = last * (1 - 2 * (i % 2)), last * (1 - 2 * (i // 2))
+        x = u + warp[0, 0] * dx + warp[0, 1] * dy
+        y = v + warp[1, 0] * dx + warp[1, 1] * dy
+        if not (x >= 0.0 and y >= 0.0 and x < W - 1.0 and y < H - 1.0):
+            return False
     for i in range(SIDE + 2):
         for j in range(SIDE + 2):
-            dx, dy = j - HALF - 1.0, i - HALF - 1.0
+            dx, dy = j - last, i - last
             x = u + warp[0, 0] * dx + warp[0, 1] * dy
             y = v + warp[1, 0] * dx + warp[1, 1] * dy
-            if not (x >= 0.0 and y >= 0.0 and x < W - 1.0 and y < H - 1.0):
-                return False
             out[i, j] = bilinear(image, x, y)
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def inverse_of_strong(a, b, c):
     """Return the inverse (xx, xy, yy) of [[a, b], [b, c]] over its eigenvectors that show more than noise."""
     mean, half = 0.5 * (a + c), math.sqrt(0.25 * (a - c) ** 2 + b * b)
@@ -49,7 +59,7 @@ def inverse_of_strong(a, b, c):
     return x * x / (length * strong), x * y / (length * strong), y * y / (length * strong)
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def structure_tensors(image, uv, todo, out):
     """Write the sums (xx, xy, yy) of gradient products over a patch around each position; zero outside the image."""
     H, W = image.shape
@@ -69,7 +79,28 @@ def structure_tensors(image, uv, todo, out):
         out[n, 0], out[n, 1], out[n, 2] = a, b, c
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
+def _centre(values):
+    """Take the mean away."""
+    mean = values.sum() / len(values)
+    for k in range(len(values)):
+        values[k] -= mean
+
+
+@njit(**COMPILED)
+def _read_patch(image, u, v, out):
+    """Read the square of SIDE pixels around (u, v), all of which lie alike between those of the image."""
+    x, y = int(u), int(v)
+    fx, fy = u - x, v - y
+    a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+    for i in range(SIDE):
+        top, low = image[y - HALF + i], image[y - HALF + i + 1]
+        for j in range(SIDE):
+            k = x - HALF + j
+            out[SIDE * i + j] = a * top[k] + b * top[k + 1] + c * low[k] + d * low[k + 1]
+
+
+@njit(**COMPILED)
 def align_patch(template, image, u, v, iterations, tensor):
     """Move (u, v) until ``image`` there looks like ``template`` (inverse compositional, gain and bias free).
 
@@ -77,56 +108,50 @@ def align_patch(template, image, u, v, iterations, tensor):
     variance; ``tensor`` receives the sums (xx, xy, yy) of the template's gradient products.
     """
     H, W = image.shape
-    gx = np.empty((SIDE, SIDE))
-    gy = np.empty((SIDE, SIDE))
-    a = b = c = mx = my = mean_t = 0.0
     n = SIDE * SIDE
+    gx, gy, wanted, values = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    k = 0
     for i in range(SIDE):
         for j in range(SIDE):
-            gx[i, j] = 0.5 * (template[i + 1, j + 2] - template[i + 1, j])
-            gy[i, j] = 0.5 * (template[i + 2, j + 1] - template[i, j + 1])
-            mx += gx[i, j] / n
-            my += gy[i, j] / n
-            mean_t += template[i + 1, j + 1] / n
-    var_t = 0.0
-    for i in range(SIDE):
-        for j in range(SIDE):
-            # the free bias takes the mean of everything away
-            dx, dy = gx[i, j] - mx, gy[i, j] - my
-            a += dx * dx
-            b += dx * dy
-            c += dy * dy
-            var_t += (template[i + 1, j + 1] - mean_t) ** 2
+            gx[k] = 0.5 * (template[i + 1, j + 2] - template[i + 1, j])
+            gy[k] = 0.5 * (template[i + 2, j + 1] - template[i, j + 1])
+            wanted[k] = template[i + 1, j + 1]
+            k += 1
+    _centre(wanted)
+    mx, my = gx.sum() / n, gy.sum() / n
+    a = b = c = var_t = 0.0
+    for k in range(n):
+        # the free bias takes the mean of everything away
+        dx, dy = gx[k] - mx, gy[k] - my
+        a += dx * dx
+        b += dx * dy
+        c += dy * dy
+        var_t += wanted[k] * wanted[k]
     tensor[0], tensor[1], tensor[2] = a, b, c
     if a + c < 0.5 * n or var_t < n * 1.0:
         return u, v, -1.0, 0.0
     ia, ib, ic = inverse_of_strong(a, b, c)
-    values = np.empty((SIDE, SIDE))
     correlation, noise = -1.0, 0.0
     for _ in range(iterations):
         if not (u - HALF >= 0 and v - HALF >= 0 and u + HALF < W - 1 and v + HALF < H - 1):
             return u, v, -1.0, 0.0
-        mean = 0.0
-        for i in range(SIDE):
-            for j in range(SIDE):
-                values[i, j] = bilinear(image, u + j - HALF, v + i - HALF)
-                mean += values[i, j] / n
+        _read_patch(image, u, v, values)
+        _centre(values)
         var = cross = 0.0
-        for i in range(SIDE):
-            for j in range(SIDE):
-                var += (values[i, j] - mean) ** 2
-                cross += (values[i, j] - mean) * (template[i + 1, j + 1] - mean_t)
+        for k in range(n):
+            var += values[k] * values[k]
+            cross += values[k] * wanted[k]
         if var < 1e-6:
             return u, v, -1.0, 0.0
         correlation = cross / math.sqrt(var * var_t)
         gain = math.sqrt(var_t / var)
         bx = by = noise = 0.0
-        for i in range(SIDE):
-            for j in range(SIDE):
-                r = gain * (values[i, j] - mean) - (template[i + 1, j + 1] - mean_t)
-                bx += gx[i, j] * r
-                by += gy[i, j] * r
-                noise += r * r / n
+        for k in range(n):
+            r = gain * values[k] - wanted[k]
+            bx += gx[k] * r
+            by += gy[k] * r
+            noise += r * r
+        noise /= n
         du, dv = ia * bx + ib * by, ib * bx + ic * by
         u -= du
         v -= dv
@@ -135,7 +160,7 @@ def align_patch(template, image, u, v, iterations, tensor):
     return u, v, correlation, noise
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def _warp_of(cam, ray, rho, R, t, out):
     """Write the 2×2 that takes target pixel offsets to host offsets, for a patch facing its host. False: unusable."""
     q = np.empty(3)
@@ -154,7 +179,7 @@ def _warp_of(cam, ray, rho, R, t, out):
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def align_patches(
     hosts, target, todo, cam, uv0, rays, rho, host, host_from_world, pose, uv, quality
 ):

@@ -12,7 +12,7 @@ from numba import njit
 from stream4d.pose._kernels_parts import carry, relate, robust, square, weigh
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def refine_depths(
     cam, rays, host, poses, obs_patch, obs_frame, obs_uv, obs_info, rho, rho_info, prior, prior_info
 ):
@@ -57,7 +57,7 @@ def refine_depths(
         start = stop
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
     """Write residual and its derivatives by host twist, target twist, inverse depth and log focal. False: behind."""
     q0 = R[0, 0] * ray[0] + R[0, 1] * ray[1] + R[0, 2] * ray[2] + rho * t[0]
@@ -89,7 +89,7 @@ def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def bundle_cost(
     cam, rays, host, poses, rho, obs_patch, obs_frame, obs_uv, obs_info, scale_sq, prior, prior_info
 ):
@@ -112,7 +112,7 @@ def bundle_cost(
     return cost
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def bundle_system(
     cam,
     rays,
@@ -179,7 +179,7 @@ def bundle_system(
                 H[where[i], where[j]] += wu * J[0, j] + wv * J[1, j]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def schur(H, b, E, C, gr, damping, S, s):
     """Eliminate the inverse depths: S = H − Eᵀ C⁻¹ E, s = b − Eᵀ C⁻¹ gr, with Levenberg damping on both blocks."""
     D = len(b)
@@ -200,5 +200,8 @@ def schur(H, b, E, C, gr, damping, S, s):
         for i in range(count):
             ei = E[n, used[i]] * inv
             s[used[i]] -= ei * gr[n]
-            for j in range(count):
+            for j in range(i, count):
                 S[used[i], used[j]] -= ei * E[n, used[j]]
+    for i in range(D):
+        for j in range(i):
+            S[i, j] = S[j, i]
