@@ -119,6 +119,20 @@ def test_links_are_followed_as_by_bilinear_reading() -> None:
     assert np.isnan(fast_uv[2, 3]).all()
 
 
+def test_edges_of_flow_and_image_stop_votes() -> None:
+    rng = np.random.default_rng(3)
+    flow = rng.normal(size=(5, 7, 2)).astype(np.float32)
+    grey = rng.uniform(0, 50, (5, 7)).astype(np.float32)
+    flow[2, 3] = np.nan
+    edge = 2 * np.abs(np.diff(flow, axis=1)).sum(-1) + 0.1 * np.abs(np.diff(grey, axis=1))
+    for turned in (False, True):  # rows as they lie, and as columns of what lies in memory
+        fields = (np.asfortranarray(x.swapaxes(0, 1)).swapaxes(0, 1) for x in (flow, grey))
+        out = np.empty(grey.shape)
+        _kernels_dense.passing_rows(*(fields if turned else (flow, grey)), 2.0, 0.1, 0.05, out)
+        assert (out[:, 0] == 0).all()
+        np.testing.assert_allclose(out[:, 1:], np.exp(-0.05 - np.nan_to_num(edge)), rtol=1e-5)
+
+
 def test_votes_spread_as_sums_over_all_pairs() -> None:
     rng = np.random.default_rng(1)
     value, weight, keep = (

@@ -146,6 +146,21 @@ def carry_maps(cam, P, flow, back, sigma, step, rho, info, logit, out):
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def passing_rows(flow, grey, flow_gain, grey_gain, loss, out):
+    """Write what passes from each pixel's left neighbour, ``out`` (h, w): e to minus ``loss`` and edges.
+
+    Edges are differences of the flow (h, w, 2) and of the image, times their gains; what is NaN has none.
+    """
+    h, w = grey.shape
+    for i in range(h):
+        out[i, 0] = 0.0
+        for j in range(1, w):
+            edge = abs(flow[i, j, 0] - flow[i, j - 1, 0]) + abs(flow[i, j, 1] - flow[i, j - 1, 1])
+            edge = flow_gain * edge + grey_gain * abs(grey[i, j] - grey[i, j - 1])
+            out[i, j] = math.exp(-loss - (0.0 if math.isnan(edge) else edge))
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
 def smooth_rows(value, weight, keep):
     """Spread sums of ``value`` and ``weight`` (h, w) along each row, both ways, in place.
 

@@ -89,10 +89,9 @@ def vote(odds: Array, weight: Array, flow: Array, grey: Array) -> Array:
 
 def _passing(flow: Array, grey: Array) -> Array:
     """Return (h, w) how much passes from each pixel's left neighbour."""
-    edge = np.full(grey.shape, np.inf)
-    edge[:, 1:] = np.abs(np.diff(flow, axis=1)).sum(-1) / FLOW_EDGE
-    edge[:, 1:] += np.abs(np.diff(grey, axis=1)) / IMAGE_EDGE
-    return np.asarray(np.exp(-1 / REACH - np.nan_to_num(edge, nan=0.0, posinf=1e3)))
+    out = np.empty(grey.shape)
+    _kernels_dense.passing_rows(flow, grey, 1 / FLOW_EDGE, 1 / IMAGE_EDGE, 1 / REACH, out)
+    return out
 
 
 def update(carried: Array | None, votes: Array, motion: Array | None) -> Array:
