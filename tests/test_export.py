@@ -38,6 +38,7 @@ from stream4d.packets import Array, PosedFrame, VideoInfo
 from stream4d.store.reader import open_store
 from stream4d.store.writer import StoreWriter
 from stream4d.viz.cloud import PointFilter
+from tests.disks import little_room
 from tests.posed import Frames, posed_frames
 from tests.synthetic import HALF, Scene
 
@@ -152,6 +153,18 @@ def test_ply_is_also_read_by_trimesh(tmp_path: Path, source: Frames) -> None:
     points, rgb = read_ply(tmp_path / "room.ply")
     assert np.allclose(cloud.vertices, points)
     assert np.array_equal(cloud.colors[:, :3], rgb)
+
+
+@pytest.mark.parametrize("write", [write_nerfstudio, write_colmap])
+def test_disk_full_while_exporting_a_folder(
+    tmp_path: Path, source: Frames, write: Callable[..., None]
+) -> None:
+    with (
+        little_room(500),
+        pytest.raises(ExportError, match=rf"cannot write {tmp_path}/set.*File too large"),
+    ):
+        write(source, tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_selections_that_make_no_sense_are_refused() -> None:

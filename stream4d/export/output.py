@@ -66,6 +66,8 @@ def new_folder(path: Path, *, marker: str, overwrite: bool = False) -> Iterator[
         yield partial
         partial.chmod(0o777 & ~_umask())
         _replace_folder(partial, path)
+    except ExportError as error:  # of a file in it, which has never had another name for the user
+        raise ExportError(str(error).replace(str(partial), str(path))) from None
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
