@@ -123,20 +123,22 @@ def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) 
     uv = np.ascontiguousarray(np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1) * float(step))
     var = np.zeros((h, w))
     wanted = [k for k in OFFSETS if k <= len(links)] or [len(links)]
-    poses, positions, variances = [], [], []
+    poses = []
+    positions, variances = np.empty((len(wanted), h, w, 2)), np.empty((len(wanted), h, w))
     for k, link in enumerate(links, 1):
         _kernels_dense.follow_link(link.flow, _sigma(link), uv, var)
         if k in wanted and link.pose is not None:
+            n = len(poses)
             poses.append(link.pose)
-            positions.append(uv.copy())
-            variances.append(var + FLOOR_VAR * (1 + FLOOR_GROWTH * (k - 1)) + k * texture)
+            positions[n] = uv
+            np.add(var, FLOOR_VAR * (1 + FLOOR_GROWTH * (k - 1)), out=variances[n])
+            variances[n] += k * texture
     if not poses:
         nothing = np.zeros((h, w))
         return Fit(guess.rho, guess.info, nothing, nothing)
-    out = np.empty((5, h, w))
+    out, n = np.empty((5, h, w)), len(poses)
     _kernels_dense.fit_pixels(
-        cam, np.stack(poses), np.stack(positions), np.stack(variances), step, guess.rho, guess.info,
-        guess.limits[1], out,
+        cam, np.stack(poses), positions[:n], variances[:n], step, guess.rho, guess.info, guess.limits[1], out
     )  # fmt: skip
     rho, info, square, across, seen = out
     noise = motion.noise_scale(across, seen)
