@@ -123,7 +123,7 @@ def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) 
     uv = np.ascontiguousarray(np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1) * float(step))
     var = np.zeros((h, w))
     wanted = [k for k in OFFSETS if k <= len(links)] or [len(links)]
-    poses = []
+    poses: list[Array] = []
     positions, variances = np.empty((len(wanted), h, w, 2)), np.empty((len(wanted), h, w))
     for k, link in enumerate(links, 1):
         _kernels_dense.follow_link(link.flow, _sigma(link), uv, var)
