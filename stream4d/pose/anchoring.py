@@ -33,6 +33,8 @@ PURE_SHARE, PURE_AFTER = 0.35, 4
 """Share that suffices after so many frames where hardly a track agrees with the start in part only."""
 PURITY = 0.8
 """What agrees well with a start, over what does not clearly disagree, from which no other motion is mixed into it."""
+FREE_PURITY = 0.86
+"""The same where the focal length is free: a compromise of the scene and its movers comes nearer to being one body."""
 CLEAR_MARGIN = 1.15
 """Score over that of the best other motion from which the two are told apart."""
 THOROUGH_AFTER = frozenset({2, 4, 6, 8, 11, 15, 20, 26, 32, 39})
@@ -155,12 +157,11 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
         focal_known=progress.focal_known or progress.focal.settled,
     )  # fmt: skip
     thorough = len(held) in THOROUGH_AFTER
+    so_far = len(held), parallax / progress.size, progress.focal_known or progress.focal.settled
     begun = look(thorough=thorough)
-    if not _is_believed(begun, len(held), parallax / progress.size):
+    if not _is_believed(begun, *so_far):
         return
-    if not thorough and not _is_believed(
-        begun := look(thorough=True), len(held), parallax / progress.size
-    ):
+    if not thorough and not _is_believed(begun := look(thorough=True), *so_far):
         return
     _build_map(progress, begun, rows, chosen)
     for r in held:
@@ -191,11 +192,14 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
     progress.velocity = np.eye(4)
 
 
-def _is_believed(begun: start.Start | None, frames: int, parallax: float) -> TypeGuard[start.Start]:
+def _is_believed(
+    begun: start.Start | None, frames: int, parallax: float, focal_known: bool
+) -> TypeGuard[start.Start]:
     """Tell whether the start is the scene's: enough of the view agrees with it, or what does is clearly one body."""
     if begun is None or begun.quality < START_QUALITY:
         return False
-    if frames >= PURE_AFTER and begun.purity > PURITY and begun.margin > CLEAR_MARGIN:
+    purity = PURITY if focal_known else FREE_PURITY
+    if frames >= PURE_AFTER and begun.purity > purity and begun.margin > CLEAR_MARGIN:
         return begun.share > PURE_SHARE
     return begun.share > _needed_share(frames, parallax)
 

@@ -15,8 +15,8 @@ MIN_FOUND = 15
 """Patches that must be found again, and agree, for a lost camera to be found."""
 MIN_INLIERS = 12
 """Patches that must agree with a pose for it to be believed."""
-UNSURE_SQ = 36.0
-"""Squared error, σ², beyond which a patch does not fit while the focal length is uncertain (6σ)."""
+UNSURE_SQ = 16.0
+"""Squared error, σ², beyond which a patch does not fit while the focal length is uncertain (more lets movers in)."""
 LOST_AFTER = 12
 """Frames without a measured pose after which a new segment begins."""
 

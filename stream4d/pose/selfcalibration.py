@@ -14,7 +14,7 @@ from stream4d.pose.record import relative, to_world_from_cam
 INHERITED_SHARE = 1e-3
 """Of the information of inherited depths, what counts where the focal length is free: they came from their neighbours
 under the focal length so far, and hundreds of them together would hold it."""
-LOOKS = frozenset({7, 9})
+LOOKS = frozenset({7, 8, 9})
 """Keyframes whose evidence was not taken up yet at which other explanations are looked for: right after a start."""
 MARGIN = 2 * focal.OVERCONFIDENCE
 """Cost, σ², by which another explanation must be better than the present one."""

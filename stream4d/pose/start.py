@@ -96,7 +96,23 @@ def _with_focal(K: Array, focal: float) -> Array:
 
 
 def _best(tracks: Tracks, grown: list[Motion]) -> Motion | None:
-    return max(grown, key=lambda motion: motions.score(tracks, motion.error), default=None)
+    return max(grown, key=lambda motion: _rank(tracks, motion), default=None)
+
+
+def _rank(tracks: Tracks, motion: Motion) -> float:
+    """Return what motions are compared by.
+
+    A free focal length lets a compromise of the scene and its movers fit more of the view than the scene does, but
+    not as well: it leaves much that fits halfway.
+    """
+    score = motions.score(tracks, motion.error)
+    return score if tracks.focal_known else score * _purity(tracks, motion)
+
+
+def _purity(tracks: Tracks, motion: Motion) -> float:
+    """Return what agrees well with a motion, by area, over what does not clearly disagree."""
+    well, others = motion.error < motions.CONSISTENT, motion.error < UNDECIDED
+    return float(tracks.votes[well].sum() / max(tracks.votes[others].sum(), 1e-9))
 
 
 def _share(tracks: Tracks, motion: Motion) -> float:
@@ -113,20 +129,13 @@ def _finish(tracks: Tracks, motion: Motion, grown: list[Motion]) -> Start:
     rho, rho_info = motion.rho / scale, motion.rho_info * scale**2
     poses = motion.poses.copy()
     poses[:, :, 3] *= scale
-    well, others = motion.error < motions.CONSISTENT, motion.error < UNDECIDED
-    purity = tracks.votes[well].sum() / max(tracks.votes[others].sum(), 1e-9)
     other = max(
-        (
-            motions.score(tracks, m.error)
-            for m in grown
-            if _overlap(tracks, motion, m) < SAME_MOTION
-        ),
-        default=0.0,
+        (_rank(tracks, m) for m in grown if _overlap(tracks, motion, m) < SAME_MOTION), default=0.0
     )
     return Start(
         poses, rho, rho_info, members, float(motion.cam[0]), motion.focal_information,
-        share=_share(tracks, motion), purity=float(purity),
-        margin=motions.score(tracks, motion.error) / other if other > 0 else np.inf,
+        share=_share(tracks, motion), purity=_purity(tracks, motion),
+        margin=_rank(tracks, motion) / other if other > 0 else np.inf,
         quality=float(np.median(rho[members] * np.sqrt(np.maximum(rho_info[members], 0)))),
     )  # fmt: skip
 
