@@ -361,3 +361,19 @@ def test_kernels_do_without_scipy() -> None:
             if is_product or is_call:
                 found.append(path.name)
     assert not found
+
+
+@pytest.mark.parametrize(
+    ("sigma", "kept"), [((0.5, 4.0, 8.0), (1, 1, 0)), ((8.0, 9.0, 0.5), (1, 1, 1))]
+)
+def test_unsure_flow_is_followed_where_alignment_reaches_or_nothing_is_left(
+    sigma: tuple[float, ...], kept: tuple[int, ...]
+) -> None:
+    uv = np.array([[20.0, 20.0], [60.0, 40.0], [100.0, 60.0]])
+    spread = np.zeros((80, 120), np.float32)
+    for (u, v), s in zip(uv.astype(int), sigma, strict=True):
+        spread[v - 3 : v + 4, u - 3 : u + 4] = s
+    flow = np.full((80, 120, 2), 2.0, np.float32)
+    moved, var = patches.follow_flow(uv, np.full(3, 0.01), flow, spread)
+    assert np.isfinite(var).tolist() == [bool(k) for k in kept]
+    np.testing.assert_allclose(moved, uv + 2, atol=1e-6)

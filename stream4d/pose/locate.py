@@ -15,6 +15,8 @@ MIN_FOUND = 15
 """Patches that must be found again, and agree, for a lost camera to be found."""
 MIN_INLIERS = 12
 """Patches that must agree with a pose for it to be believed."""
+MIN_SHARE = 0.4
+"""Share of the patches seen that must agree: across a cut some look right by chance, and a third of them agree."""
 UNSURE_SQ = 16.0
 """Squared error, σ², beyond which a patch does not fit while the focal length is uncertain (more lets movers in)."""
 LOST_AFTER = 12
@@ -29,7 +31,8 @@ def locate(progress: Progress, record: Record, previous: Record) -> None:
     if fit is None:
         return
     inliers = fit.inliers
-    if inliers.sum() < MIN_INLIERS:
+    least = MIN_SHARE * len(inliers) if _is_focal_sure(progress) else 0.0
+    if inliers.sum() < max(MIN_INLIERS, least):
         _lose(progress, record, predicted)
         return
     progress.lost = 0
@@ -49,8 +52,11 @@ def _tolerance(progress: Progress) -> float:
 
     Under a focal length that is wrong good patches fit badly; were they left out, those that stay would confirm it.
     """
-    is_sure = progress.focal_known or progress.focal.settled
-    return track.INLIER_SQ if is_sure else UNSURE_SQ
+    return track.INLIER_SQ if _is_focal_sure(progress) else UNSURE_SQ
+
+
+def _is_focal_sure(progress: Progress) -> bool:
+    return progress.focal_known or progress.focal.settled
 
 
 def _place(progress: Progress, record: Record, predicted: Array, before: Array) -> track.Fit | None:

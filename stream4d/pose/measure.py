@@ -59,9 +59,14 @@ def best_fit(progress: Progress, record: Record, near: Array, other: Array) -> t
 
 
 def refine_positions(progress: Progress, record: Record, pose: Array) -> float:
-    """Align the tracked patches; the others stay where flow brought them. Returns the share aligned."""
-    uv, var, info, found = patches.align(progress.map, record.pyramid, pose, record.uv, record.var)
+    """Align the tracked patches; others stay where flow brought them, if it is sure. Returns the share aligned."""
+    unsure = record.var >= patches.SEARCH_MAX_VAR
+    uv, var, info, found = patches.align(
+        progress.map, record.pyramid, pose, record.uv, record.var,
+        min_correlation=np.where(unsure, LOOK_AGAIN_CORRELATION, patches.MIN_CORRELATION),
+    )  # fmt: skip
     record.uv[found], record.var[found], record.info[found] = uv[found], var[found], info[found]
+    record.var[record.var >= patches.CHAINED_MAX_VAR] = np.inf
     return float(found.sum() / max(progress.tracked_before, 1))
 
 

@@ -24,6 +24,10 @@ FLOW_FLOOR_VAR = 0.15**2
 """px²: reading the flow between pixels errs by this even where the flow is exact."""
 CHAINED_MAX_VAR = 3.0**2
 """px²: a position chained through flow alone is given up beyond this."""
+SEARCH_MAX_VAR = float(_kernels_align.HALF) ** 2
+"""px²: alignment still looks for a position as uncertain as this; beyond half a patch it finds the neighbour."""
+FEW = 0.5
+"""Share of positions below which alignment looks for all, however unsure: a wide baseline leaves nothing better."""
 
 
 def pyramid(rgb: Array) -> tuple[Array, ...]:
@@ -98,7 +102,9 @@ def follow_flow(
     grown = var[seen] + spread.astype(np.float64) ** 2 + FLOW_FLOOR_VAR
     moved = out_uv[seen]
     inside = (moved >= 1).all(-1) & (moved[:, 0] <= W - 2) & (moved[:, 1] <= H - 2)
-    out_var[seen] = np.where(inside & (grown < CHAINED_MAX_VAR), grown, np.inf)
+    sure = grown < SEARCH_MAX_VAR
+    kept = sure if sure.sum() >= FEW * len(sure) else np.isfinite(grown)
+    out_var[seen] = np.where(inside & kept, grown, np.inf)
     return out_uv, out_var
 
 
@@ -109,7 +115,7 @@ def align(
     uv: Array,  # (N, 2) where to start
     var: Array,  # (N,) how uncertain that is; inf: do not look
     *,
-    min_correlation: float = MIN_CORRELATION,
+    min_correlation: float | Array = MIN_CORRELATION,  # (N,)
 ) -> tuple[Array, Array, Array, Array]:  # (N, 2), (N,), (N, 3), (N,) bool
     """Refine positions by patch alignment with the hosts.
 
