@@ -59,8 +59,8 @@ def best_fit(progress: Progress, record: Record, near: Array, other: Array) -> t
 
 
 def refine_positions(progress: Progress, record: Record, pose: Array) -> float:
-    """Align the tracked patches; others stay where flow brought them, if it is sure. Returns the share aligned."""
-    unsure = record.var >= patches.SEARCH_MAX_VAR
+    """Align the tracked patches; others stay where flow brought them, where that is sure. Returns the share aligned."""
+    unsure = record.var >= patches.CHAINED_MAX_VAR
     uv, var, info, found = patches.align(
         progress.map, record.pyramid, pose, record.uv, record.var,
         min_correlation=np.where(unsure, LOOK_AGAIN_CORRELATION, patches.MIN_CORRELATION),
