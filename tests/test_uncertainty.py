@@ -157,8 +157,8 @@ def test_what_a_loop_leaves_reaches_keyframes_and_frames_that_have_left() -> Non
     local_map.covariance[0], local_map.focal_bias[0] = np.eye(7), np.ones(7)
     own = 1e-4 * np.eye(6)
     for index, reference in ((5, -1), (15, -1), (22, 20)):
-        progress.departed.add(index, reference, np.eye(3, 4), np.eye(3, 4), own)
-    progress.departed.add(23, 20, np.eye(3, 4), np.eye(3, 4), FLOATING)
+        progress.departed.add(index, reference, np.eye(3, 4), np.eye(3, 4), own, 200.0)
+    progress.departed.add(23, 20, np.eye(3, 4), np.eye(3, 4), FLOATING, 200.0)
     correction.apply(progress, {}, {0: np.zeros((7, 7)), 10: 0.2 * np.eye(7), 20: 0.1 * np.eye(7)})
     (revision,) = progress.revisions
     assert revision.pose_covariance is not None
