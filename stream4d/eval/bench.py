@@ -208,13 +208,13 @@ def help_seconds(repeats: int = 7) -> float:
 def _run_pipeline(
     frames: int, model: str, resolution: int, *, is_long: bool = False
 ) -> dict[str, float]:
-    from stream4d.eval.bench_parts import write_long_video
-
     """Run it in a process of its own; once more where that compiled kernels.
 
     Compiling happens once on a machine, and some of it only when the first loop closes: it would be counted as growth
     (100 MB of LLVM) and as the cost of late frames.
     """
+    from stream4d.eval.bench_parts import write_long_video
+
     with tempfile.TemporaryDirectory(prefix="stream4d-bench-") as folder:
         video = write_long_video(Path(folder) / "video", frames)
         command = [sys.executable, "-m", "stream4d.eval.bench", "--worker", str(video)]

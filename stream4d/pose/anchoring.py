@@ -154,10 +154,10 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
     look = functools.partial(
         start.start_map, local_map.K, local_map.uv0[rows], np.stack([r.uv[rows] for r in chosen]),
         np.stack([r.info[rows] for r in chosen]), size=progress.size,
-        focal_known=progress.focal_known or progress.focal.settled,
+        focal_known=progress.is_focal_sure,
     )  # fmt: skip
     thorough = len(held) in THOROUGH_AFTER
-    so_far = len(held), parallax / progress.size, progress.focal_known or progress.focal.settled
+    so_far = len(held), parallax / progress.size, progress.is_focal_sure
     begun = look(thorough=thorough)
     if not _is_believed(begun, *so_far):
         return

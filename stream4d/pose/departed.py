@@ -79,17 +79,14 @@ class Departed:
 
     def _make_room(self) -> None:
         """Double the room; at the most there may be, forget the older half: each copy pays for many frames."""
-        kept = slice(0, self._count)
-        if self._count >= MAX_DEPARTED:
-            kept = slice(self._count - self._count // 2, self._count)
+        forgets = self._count >= MAX_DEPARTED
+        kept = slice(self._count - self._count // 2 if forgets else 0, self._count)
+        self._count = kept.stop - kept.start
         for name in ("_ids", "_poses", "_own", "_views"):
             held = getattr(self, name)
-            grown = (
-                held if self._count >= MAX_DEPARTED else np.concatenate([held, np.zeros_like(held)])
-            )
-            grown[: kept.stop - kept.start] = held[kept].copy()
-            setattr(self, name, grown)
-        self._count = kept.stop - kept.start
+            room = held if forgets else np.concatenate([held, np.zeros_like(held)])
+            room[: self._count] = held[kept].copy()
+            setattr(self, name, room)
 
     def settle(self, reference: int | None = None) -> None:
         """Take the frames that hang on a keyframe (or on any) off it: its pose is final."""

@@ -31,7 +31,7 @@ def locate(progress: Progress, record: Record, previous: Record) -> None:
     if fit is None:
         return
     inliers = fit.inliers
-    least = MIN_SHARE * len(inliers) if _is_focal_sure(progress) else 0.0
+    least = MIN_SHARE * len(inliers) if progress.is_focal_sure else 0.0
     if inliers.sum() < max(MIN_INLIERS, least):
         _lose(progress, record, predicted)
         return
@@ -52,11 +52,7 @@ def _tolerance(progress: Progress) -> float:
 
     Under a focal length that is wrong good patches fit badly; were they left out, those that stay would confirm it.
     """
-    return track.INLIER_SQ if _is_focal_sure(progress) else UNSURE_SQ
-
-
-def _is_focal_sure(progress: Progress) -> bool:
-    return progress.focal_known or progress.focal.settled
+    return track.INLIER_SQ if progress.is_focal_sure else UNSURE_SQ
 
 
 def _place(progress: Progress, record: Record, predicted: Array, before: Array) -> track.Fit | None:

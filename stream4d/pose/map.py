@@ -166,6 +166,11 @@ class LocalMap:
         """Return directions and host centres in the world of patches, each (n, 3)."""
         return world_rays(self.rays[rows], self.poses[self.host[rows]])
 
+    def world_points(self, rows: Array) -> Array:  # (n,) -> (n, 3)
+        """Return where patches are in the world."""
+        directions, centres = self.world_rays(rows)
+        return np.asarray(centres + directions / self.rho[rows, None])
+
 
 def world_rays(rays: Array, hosts: Array) -> tuple[Array, Array]:  # (n, 3), (n, 3, 4)
     """Return directions and host centres in the world, each (n, 3); ``hosts`` are camera-from-world."""

@@ -80,6 +80,11 @@ class Progress:
         """The frames' long side in pixels."""
         return max(self.shape)
 
+    @property
+    def is_focal_sure(self) -> bool:
+        """The focal length was given, or is known as well as it will be."""
+        return self.focal_known or self.focal.settled
+
     def state(self) -> State:
         """Return everything that ``restore`` needs; bounded by the lag and the keyframes."""
         out: State = {"scalars": np.array([getattr(self, name) for name in _SCALARS], np.float64)}

@@ -28,10 +28,11 @@ def find_pose(local_map: LocalMap, image: Array) -> Array | None:
     if len(pairs) < MIN_MATCHES:
         return None
     chosen = rows[pairs[:, 0]]
-    directions, centres = local_map.world_rays(chosen)
-    world = centres + directions / local_map.rho[chosen, None]
     found = resection.resect(
-        world, uv[pairs[:, 1]].astype(np.float64), local_map.K, error_px=RANSAC_PX
+        local_map.world_points(chosen),
+        uv[pairs[:, 1]].astype(np.float64),
+        local_map.K,
+        error_px=RANSAC_PX,
     )
     return found.pose if found is not None and found.inliers.sum() >= MIN_INLIERS else None
 

@@ -143,8 +143,7 @@ def _flat(evidence: Evidence) -> tuple[Array, Array] | None:
     """Return the map's plane, seen from the oldest keyframe, and the homographies (k, 3, 3); None: it has relief."""
     local_map, rows = evidence.local_map, evidence.rows
     first, *_ = local_map.order
-    directions, centres = local_map.world_rays(rows)
-    points = centres + directions / local_map.rho[rows][:, None]
+    points = local_map.world_points(rows)
     origin = local_map.poses[first]
     normal, off = planes.plane_of(points @ origin[:, :3].T + origin[:, 3])
     if off > FLAT:

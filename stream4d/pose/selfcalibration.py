@@ -134,8 +134,7 @@ def _depths(local_map: LocalMap) -> Array:  # (F, N)
     """Return the depths at which keyframes see patches, NaN where they do not."""
     out = np.full(local_map.var.shape, np.nan)
     rows = np.flatnonzero(local_map.host >= 0)
-    directions, centres = local_map.world_rays(rows)
-    points = centres + directions / local_map.rho[rows][:, None]
+    points = local_map.world_points(rows)
     for slot in local_map.order:
         pose = local_map.poses[slot]
         z = points @ pose[2, :3] + pose[2, 3]

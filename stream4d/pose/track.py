@@ -83,8 +83,7 @@ def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, info: Arr
     known = local_map.rho_info[rows] * local_map.rho[rows] ** 2 > 25.0  # depth within 20 %
     if known.sum() < 8:
         return None
-    directions, centres = local_map.world_rays(rows[known])
-    points = centres + directions / local_map.rho[rows[known], None]
+    points = local_map.world_points(rows[known])
     found = resection.resect(points, uv[known], local_map.K, error_px=RESECTION_PX)
     return None if found is None else fit_pose(local_map, rows, uv, info, found.pose)
 
