@@ -21,6 +21,7 @@ from stream4d.models.base import PointmapModel, Session
 from stream4d.models.registry import create_model, model_card
 from stream4d.packets import PosedFrame, Sink, State
 from stream4d.pose.chain import PoseChain
+from stream4d.pose.rehearsal import Rehearsal
 from stream4d.pose.tracks import PointTracker
 from stream4d.predicting import predict
 from stream4d.reader import open_video
@@ -90,6 +91,8 @@ class Reconstruction:
             self.session: Session = stack.enter_context(self.model.session(self.info))
             self.chain = PoseChain(self.config.chain, self.info)
             self.tracker = PointTracker(self.config.tracks, self.info)
+            self._rehearsal = Rehearsal()
+            stack.callback(self._rehearsal.stop)
             self.size, self.overlap = _window_shape(self.config, self.model)
             self.sinks = [stack.enter_context(sink) for sink in self._open_sinks()]
             self._stack = stack.pop_all()
@@ -113,7 +116,10 @@ class Reconstruction:
         self._stack.callback(steps.close)
         for window, prediction, session_state in steps:
             self.tracker.follow(window, prediction)
-            yield from self._emit(self.chain.extend(window, prediction))
+            for frame in self._emit(self.chain.extend(window, prediction)):
+                yield frame
+                if self.config.chain.loop_closure:
+                    self._rehearsal.start()  # not before: what the first frame needs comes first
             next_frame = window.frames[-1].index + 1 - self.overlap
             self._commit(next_frame, window.index + 1, session_state)
             if self._stopped:
