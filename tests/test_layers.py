@@ -9,7 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "stream4d"
 TIERS = [
-    {"packets", "errors", "config", "logs", "claim", "devices", "interrupt", "_version"},
+    {
+        "packets",
+        "errors",
+        "config",
+        "logs",
+        "claim",
+        "devices",
+        "interrupt",
+        "processes",
+        "_version",
+    },
     {"geometry"},
     {"reader", "models", "pose", "store", "viz"},
     {"predicting"},

@@ -10,11 +10,7 @@ import hashlib
 import json
 import math
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +21,7 @@ from stream4d._version import __version__
 from stream4d.errors import EvaluationError
 from stream4d.eval.row import ROW_FIELDS, empty_row
 from stream4d.eval.worker import Spec
+from stream4d.processes import Child
 
 FORMAT = 1
 
@@ -234,69 +231,24 @@ def run_worker(
     spec: Spec, *, expected: int, timeout_s: float, on_frame: Callable[[], None] = lambda: None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run one sequence in a new process and return (row, details), whatever happens to it."""
-    command = worker_command(spec)
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        timed_out = threading.Event()
-
-        def expire() -> None:
-            timed_out.set()
-            process.kill()
-
-        timer = threading.Timer(timeout_s, expire)
-        timer.start()
-        try:
-            message, frames = _listen(process, on_frame)
-            status = process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            timer.cancel()
-        for _ in range(expected - frames):
-            on_frame()
-        if message is not None and status == 0:
-            return message["row"], message["details"]
-        reason = (
-            f"took longer than {timeout_s:g} s" if timed_out.is_set() else _exit(status, errors)
-        )
-    return empty_row(spec.name, "failed", reason, frames), {}
+    found, frames = None, 0
+    with Child(worker_command(spec), timeout_s=timeout_s) as child:
+        for message in child.messages():
+            if "row" in message:
+                found = message
+            else:
+                frames = int(message["frames"])
+                on_frame()
+    for _ in range(expected - frames):
+        on_frame()
+    if found is not None and child.status == 0:
+        return found["row"], found["details"]
+    return empty_row(spec.name, "failed", child.ending, frames), {}
 
 
 def worker_command(spec: Spec) -> list[str]:
     """Return the command that runs one sequence."""
     return [sys.executable, "-m", "stream4d.eval.worker", json.dumps(asdict(spec))]
-
-
-def _listen(
-    process: subprocess.Popen[str], on_frame: Callable[[], None]
-) -> tuple[dict[str, Any] | None, int]:
-    """Read the worker's lines until it closes its end: (last message with a row, frames)."""
-    frames = 0
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            try:
-                message = json.loads(line)
-            except ValueError:  # cut off in the middle of a line
-                continue
-            if "row" in message:
-                return message, frames
-            frames = int(message["frames"])
-            on_frame()
-    return None, frames
-
-
-def _exit(status: int, errors: Any) -> str:
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    last = lines[-1].strip() if lines else "no message"
-    if status < 0:
-        name = signal.Signals(-status).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}: {last}"
-    return f"exit status {status}: {last}"
 
 
 def _finite(value: Any) -> Any:
