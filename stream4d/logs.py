@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +50,11 @@ def show(text: str = "") -> None:
         # Python would flush again at exit and complain; there is nobody left to read.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def show_json(values: Mapping[str, object]) -> None:
+    """Write a line of JSON to stdout."""
+    show(json.dumps(values))
 
 
 class Progress:
@@ -109,6 +116,10 @@ class Progress:
         self._patience.cancel()
         self._bar.close()
 
+    def expect(self, total: int | None) -> None:
+        """Change how many there will be."""
+        self._total = self._bar.total = total
+
     def advance(self, note: str = "") -> None:
         """Count one more; ``note`` is shown behind the bar."""
         self._done += 1
@@ -129,3 +140,35 @@ class Progress:
                 of = f" of {self._total}, {left:.0f} s left"
             rest = f"; {note}" if note else ""
             sys.stderr.write(f"{self._done} {self._unit}s{of}, {rate:.1f}/s{rest}\n")
+
+
+class JsonProgress:
+    """Progress for programs: a line of JSON on stdout at the beginning and for each step.
+
+    Args:
+        total: how many there will be, or None.
+        done: how many an earlier run has done.
+    """
+
+    def __init__(self, total: int | None, *, done: int = 0) -> None:
+        self._total, self._done = total, done
+
+    def __enter__(self) -> Self:
+        self._tell()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def advance(self) -> None:
+        """Count one more."""
+        self._done += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        show_json({"done": self._done, "of": self._total})

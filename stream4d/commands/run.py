@@ -71,9 +71,15 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _add_setting(group, "--view", "view.mode")
     _add_setting(group, "--view-host", "view.host", metavar="ADDRESS")
     _add_setting(group, "--view-port", "view.port", metavar="N")
+    group.add_argument(
+        "--progress", choices=("bar", "json"), default="bar",
+        help="json: for programs, a line of JSON on stdout per frame and one at the end [bar]",
+    )  # fmt: skip
+    add_settings(parser)
 
-    _add_setting(group, "--tracks", "tracks", metavar="N")
 
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how frames are computed; ``stream4d batch`` takes them too."""
     group = parser.add_argument_group("which frames")
     _add_setting(group, "--resolution", "reader.resolution", metavar="PX")
     _add_setting(group, "--start", "reader.start", metavar="S")
@@ -99,6 +105,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     _add_setting(group, "--overlap", "window.overlap", metavar="T")
 
     group = parser.add_argument_group("run")
+    _add_setting(group, "--tracks", "tracks", metavar="N")
     group.add_argument(
         "--config", metavar="NAME|FILE", help="preset (fast, balanced, quality) or a YAML file"
     )
@@ -180,14 +187,19 @@ def run(args: argparse.Namespace) -> int:
     try:
         status = _reconstruct(args)
     except StoreCompleteError as error:
-        if not args.quiet:
+        if not _is_silent(args):
             logs.show(str(error))
         status = 0
     if args.refine and status == 0:
         from stream4d.commands.refine import refine_store
 
-        refine_store(args.out or default_store_path(args.source), None, quiet=args.quiet)
+        refine_store(args.out or default_store_path(args.source), None, quiet=_is_silent(args))
     return status
+
+
+def _is_silent(args: argparse.Namespace) -> bool:
+    """Tell whether nothing is to be said in words."""
+    return bool(args.quiet or args.progress == "json")
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
@@ -197,25 +209,30 @@ def _reconstruct(args: argparse.Namespace) -> int:
     config = resolve_config(args)
     if args.refine and config.store.maps == "none":
         raise ConfigError("--refine needs images in the store: leave out store.maps=none")
-    out = args.out or default_store_path(args.source)
+    out, quiet = args.out or default_store_path(args.source), _is_silent(args)
     with Reconstruction(
         args.source, config, out=out, overwrite=args.overwrite, resume=args.resume
     ) as run:
         summary = RunSummary(run.info, out, frames_before=run.first_frame)
-        if not args.quiet:
+        if not quiet:
             logs.show(summary.opening(run.model.card.name))
-        progress = logs.Progress(
-            run.info.frame_count, quiet=args.quiet, done=run.first_frame, patience=FIRST_RUN
+        total, done = run.info.frame_count, run.first_frame
+        progress = (
+            logs.JsonProgress(total, done=done)
+            if args.progress == "json"
+            else logs.Progress(total, quiet=quiet, done=done, patience=FIRST_RUN)
         )
         with progress, first_ctrl_c(run.stop, announce="stopping after this window"):
             for frame in run:
                 summary.add(frame)
                 progress.advance()
-    if not args.quiet:
+    if args.progress == "json":
+        logs.show_json(summary.figures())
+    if not quiet:
         stopped, dropped = not run.is_finished, run.reader.dropped
         logs.show(summary.closing(interrupted=stopped, overwrites=args.overwrite, dropped=dropped))
     if run.view is not None:
-        if run.view.page and not args.quiet:
+        if run.view.page and not quiet:
             logs.show("the web view stays up until Ctrl-C")
         run.view.wait()
         run.view.close()

@@ -67,6 +67,19 @@ class RunSummary:
         """Focal length of the last frame, pixels of the stored resolution; NaN before any."""
         return float(self._last.K[0, 0]) if self._last is not None else float("nan")
 
+    def figures(self) -> dict[str, float]:
+        """Return what the table says, as numbers: for ``--progress json``."""
+        return {
+            "frames": self._frames_before + self.frames,
+            "computed": self.frames,
+            "tracked": self.tracked,
+            "fps": self.fps,
+            "segments": self.segments,
+            "path_length": self.path_length,
+            "static_share": self.static_share,
+            "peak_memory_mb": peak_rss_mb(),
+        }
+
     def opening(self, model: str) -> str:
         """Say what will be done, on one line."""
         info = self._info
