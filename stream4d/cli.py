@@ -22,6 +22,7 @@ from stream4d.errors import Stream4DError
 RUN = "run"
 COMMANDS = {
     RUN: ("stream4d.commands.run", "reconstruct a source (the word `run` may be left out)"),
+    "batch": ("stream4d.batch.cli", "reconstruct many videos, each into its own store"),
     "replay": ("stream4d.commands.replay", "look at a store or an .rrd recording again"),
     "info": ("stream4d.commands.info", "describe a store or a video; --picture draws it"),
     "export": ("stream4d.export.cli", "write a store as PLY, GLB, COLMAP, nerfstudio, TUM …"),

@@ -27,6 +27,11 @@ _WEBCAM = re.compile(r"webcam(?::(?P<device>.+))?|(?P<path>/dev/video\d+)")
 _LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "udp", "srt", "rtp", "tcp", "mms")
 _VIDEO_NAMES = ("video.mp4", "video.mov", "video.mkv", "video.webm", "video.avi")
 _IMAGE_FOLDERS = ("frames", "images", "rgb")
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
+    ".ts", ".webm", ".wmv",
+})  # fmt: skip
+"""What a video's name ends in, where videos are picked out of a folder; files that are named may end in anything."""
 _SEEKS_PAY_FROM = 1.5
 """How many keyframe intervals apart wanted frames must be for decord's seeking to pay. Its CPU time against
 decoding everything, at gaps of 1, 2 and 4 intervals: 1.2, 0.7, 0.5 (640×480, a keyframe every 12 frames)."""
@@ -40,7 +45,7 @@ def choose_backend(source: str, config: ReaderConfig) -> tuple[Backend, str]:
     """
     if not source.strip():
         raise VideoError("the source is empty: give a video file, image folder, webcam or URL")
-    if _WEBCAM.fullmatch(source) or "://" in source.removeprefix("file://"):
+    if is_live_or_url(source):
         return _live_or_url(source)
     path = Path(source.removeprefix("file://"))
     if os.path.isdir(path):  # unlike Path.is_dir, False for a name that is too long
@@ -66,6 +71,36 @@ def _live_or_url(source: str) -> tuple[Backend, str]:
         if backend.probe.frame_count is not None:
             return backend, f"a finite video over {scheme}"
     return CameraBackend(source), f"a live {scheme} stream: only the newest frames are kept"
+
+
+def is_live_or_url(source: str) -> bool:
+    """Tell whether it is a camera or an address rather than a path."""
+    return bool(_WEBCAM.fullmatch(source)) or "://" in source.removeprefix("file://")
+
+
+def sources_in(folder: Path) -> list[Path]:
+    """List what can be reconstructed in a folder: itself where it is one sequence, else its videos and sequences."""
+    if _is_sequence(folder):
+        return [folder]
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and (_is_video(path) or _is_sequence(path))
+    ]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+
+
+def _is_sequence(folder: Path) -> bool:
+    """Tell whether it is opened as one video or as images; among videos, images are taken for previews."""
+    if not folder.is_dir() or (folder / "zarr.json").is_file():
+        return False
+    if videos := [path.name for path in folder.iterdir() if _is_video(path)]:
+        return len(videos) == 1 and videos[0] in _VIDEO_NAMES
+    folders = [folder, *(folder / name for name in _IMAGE_FOLDERS)]
+    return any(each.is_dir() and list_images(each) for each in folders)
 
 
 def _in_folder(folder: Path, config: ReaderConfig) -> tuple[Backend, str]:

@@ -118,6 +118,27 @@ def check_resumable(path: Path, ours: Mapping[str, Any]) -> None:
         )
 
 
+def finished_frames(
+    path: Path, source: str, config: Mapping[str, Any], *, refined: bool = False
+) -> int | None:
+    """Return how many frames a store has that is complete, of a source of this name and these settings; else None.
+
+    Args:
+        path: of the store.
+        source: as it was given to the run.
+        config: settings, as dumped.
+        refined: it must have been refined too.
+    """
+    try:
+        attributes = read_attributes(read_root(path), path)
+    except StoreError:
+        return None
+    was = PurePath(str(attributes["source"]["source"])).name, _flat(attributes.get("config", {}))
+    now = PurePath(source).name, _flat(json.loads(json.dumps(config)))
+    is_finished = attributes["complete"] and (not refined or "refined" in attributes)
+    return int(attributes["committed"]) if is_finished and was == now else None
+
+
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     def source(attributes: Mapping[str, Any]) -> dict[str, Any]:
         known = attributes["source"]
