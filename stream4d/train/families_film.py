@@ -90,7 +90,10 @@ def _spring_sequence(folder: Path) -> Recording:
 
 
 def sintel(root: Path) -> list[Recording]:
-    """``training/{clean,final}/SCENE/frame_0001.png`` with flow, occlusions, invalid, depth and camdata_left beside."""
+    """``training/{clean,final}/SCENE/frame_0001.png`` with flow, occlusions, invalid, depth and camdata_left beside.
+
+    Backward flow, which Sintel itself has not, is read where there is a ``flow_backward`` (``train.interiors``).
+    """
     training = root / "training" if (root / "training").is_dir() else root
     return [
         _sintel_sequence(training, folder)
@@ -112,7 +115,8 @@ def _sintel_sequence(training: Path, folder: Path) -> Recording:
         return None if maps is None else maps > 0
 
     def read(indices: Sequence[int]) -> RawClip:
-        pairs = indices[:-1] if are_neighbours(indices) else []
+        tied = are_neighbours(indices)
+        pairs = indices[:-1] if tied else []
         flow = read_if_there(pairs, lambda i: beside("flow", i, ".flo"), read_flo)
         invalid = masks("invalid", pairs)
         if flow is not None and invalid is not None:
@@ -125,6 +129,9 @@ def _sintel_sequence(training: Path, folder: Path) -> Recording:
             world_from_cam=None if posed is None else np.stack([pose for _, pose in posed]),
             depth=read_if_there(indices, lambda i: beside("depth", i, ".dpt"), read_dpt),
             flow=flow,
+            flow_backward=read_if_there(
+                indices[1:] if tied else [], lambda i: beside("flow_backward", i, ".flo"), read_flo
+            ),
             occluded=masks("occlusions", pairs),
         )
 

@@ -1,0 +1,97 @@
+"""Render interiors for training: ``python -m stream4d.train.interiors OUT --clips 600``.
+
+Needs Blender as a Python module and the furniture, in an environment of its own:
+
+    python3.11 -m venv blender && blender/bin/pip install bpy==4.2.0 'numpy<2' opencv-python-headless
+    blender/bin/python -m stream4d.train.interiors.furniture
+    blender/bin/python -m stream4d.train.interiors OUT --photos textures
+
+The same seed gives the same rooms and paths; a run that was stopped goes on where it was. Train on it with
+``real: [sintel:OUT]`` in a recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from stream4d.errors import Stream4DError, TrainingError
+from stream4d.train.interiors.furniture import DEFAULT_FOLDER, read_catalogue
+
+logger = logging.getLogger(__name__)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stream4d.train.interiors",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("out", type=Path, help="folder to fill, in the layout of MPI Sintel")
+    parser.add_argument("--clips", type=int, default=600, help="default: %(default)s")
+    parser.add_argument("--frames", type=int, default=4, help="frames a clip (default: 4)")
+    parser.add_argument("--size", default="256x192", help="WIDTHxHEIGHT (default: 256x192)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--per-room", type=int, default=6, help="clips in each room (default: 6)")
+    parser.add_argument("--samples", type=int, default=3, help="light paths a pixel (default: 3)")
+    parser.add_argument("--moving", type=float, default=0.25, help="share of clips with movers")
+    parser.add_argument(
+        "--furniture", type=Path, default=DEFAULT_FOLDER, help="default: %(default)s"
+    )
+    parser.add_argument("--photos", type=Path, help="folder of pictures for walls, posters, covers")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 16):
+        raise TrainingError(f"--size must be WIDTHxHEIGHT, like 256x192; got {text!r}")
+    return int(width), int(height)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Render what is missing of the clips asked for; returns how many were rendered.
+
+    Raises:
+        TrainingError: no bpy, no furniture, a size that makes no sense, or a full disk.
+    """
+    size = _size(args.size)
+    if importlib.util.find_spec("bpy") is None:
+        raise TrainingError(
+            "rendering interiors needs Blender as a Python module, which is not installed: "
+            "`pip install bpy==4.2.0 'numpy<2' opencv-python-headless` in a Python 3.11 environment of its own"
+        )
+    catalogue = read_catalogue(args.furniture)
+    photos = sorted(args.photos.rglob("*.jpg")) if args.photos else []
+    from stream4d.train.interiors.clips import ClipMaker
+
+    with tempfile.TemporaryDirectory() as scratch:
+        maker = ClipMaker(args, size, catalogue, photos, Path(scratch))
+        done, start = 0, time.monotonic()
+        for room in range(-(-args.clips // args.per_room)):
+            count = min(args.per_room, args.clips - room * args.per_room)
+            done += maker.room(room, count)
+            pace = (time.monotonic() - start) / max(done, 1)
+            logger.info("room %d: %d clips rendered, %.1f s a clip", room, done, pace)
+    return done
+
+
+def main() -> int:
+    """Run, and print an error of ours on one line."""
+    args = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(args)
+    except Stream4DError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
