@@ -1,6 +1,6 @@
 """Render interiors for training: ``python -m stream4d.train.interiors OUT --clips 600``.
 
-Needs Blender as a Python module and the furniture, in an environment of its own:
+Needs Blender as a Python module and the furniture, in an environment of its own (run from the repository):
 
     python3.11 -m venv blender && blender/bin/pip install bpy==4.2.0 'numpy<2' opencv-python-headless
     blender/bin/python -m stream4d.train.interiors.furniture

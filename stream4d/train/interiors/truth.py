@@ -19,7 +19,10 @@ from stream4d.packets import Array
 _TAG = np.float32(202021.25).tobytes()
 _UNKNOWN_FLOW = 1e10
 _SAME_DEPTH = 0.02
-"""Relative difference up to which two depths belong to the same surface."""
+"""Relative difference up to which a nearer depth belongs to the same surface."""
+
+_TOUCH_PX = 0.45
+"""A place between two pixels touches both, unless it is nearly in the middle of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,18 +64,18 @@ def pair_labels(clip: RenderedClip, a: int, b: int) -> tuple[Array, Array]:
 
 
 def _hidden(clip: RenderedClip, a: int, b: int, seen: Array, z: Array) -> Array:  # (H, W) bool
-    """Return where none of the four pixels around the target in b shows the same thing at the same depth."""
+    """Return where the target in b lies outside, or all pixels it touches show something nearer or another mover."""
     H, W = z.shape
     known = np.isfinite(seen[..., 0])
     x, y = (np.nan_to_num(seen[..., i], nan=-9.0) for i in (0, 1))
     inside = known & (x >= -0.5) & (x <= W - 0.5) & (y >= -0.5) & (y <= H - 0.5)
     visible = np.zeros((H, W), bool)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            column = np.clip(np.floor(x) + dx, 0, W - 1).astype(int)
-            row = np.clip(np.floor(y) + dy, 0, H - 1).astype(int)
-            near = np.abs(clip.depth[b][row, column] - z) < _SAME_DEPTH * np.abs(z)
-            visible |= near & (clip.mover[b][row, column] == clip.mover[a])
+    for dy in (-_TOUCH_PX, _TOUCH_PX):
+        for dx in (-_TOUCH_PX, _TOUCH_PX):
+            column = np.clip(np.round(x + dx), 0, W - 1).astype(int)
+            row = np.clip(np.round(y + dy), 0, H - 1).astype(int)
+            open_to = clip.depth[b][row, column] > z * (1 - _SAME_DEPTH)
+            visible |= open_to & (clip.mover[b][row, column] == clip.mover[a])
     return np.asarray(~(visible & inside))
 
 
