@@ -510,38 +510,6 @@ def test_stores_that_cannot_be_read_say_so(tmp_path: Path) -> None:
         open_store(tmp_path / "a.zarr")
 
 
-@pytest.mark.parametrize(
-    "damage", ["missing shard", "short shard", "missing rows", "no array", "bad index"]
-)
-def test_truncated_stores_are_noticed(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "a.zarr"
-    fill(path, 40)
-    shard = path / "depth" / "c.1.0.0"
-    if damage == "missing shard":
-        (path / "rgb" / "c.0.0.0.0").unlink()
-    elif damage == "short shard":
-        os.truncate(shard, shard.stat().st_size - 10)
-    elif damage == "missing rows":
-        (path / "K" / "c.0.0.0").unlink()
-    elif damage == "no array":
-        for file in (path / "depth").iterdir():
-            file.unlink()
-        (path / "depth").rmdir()
-    else:
-        shard.write_bytes(b"x" * shard.stat().st_size)
-    with pytest.raises(StoreError, match="damaged"):
-        open_store(path)
-
-
-def test_damage_inside_a_shard_is_noticed_on_reading(tmp_path: Path) -> None:
-    path = tmp_path / "a.zarr"
-    fill(path, 40)
-    os.truncate(path / "rgb" / "c.0.0.0.0", 5000)
-    store = open_store(path)
-    with pytest.raises(StoreError, match="cannot read rgb"):
-        store[30]
-
-
 def test_frames_out_of_order_or_of_another_size(tmp_path: Path) -> None:
     with writer(tmp_path / "a.zarr") as sink:
         sink.write(posed(0))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from stream4d.store import schema
 
+_CHECKSUM = {"name": "crc32c"}
+
 
 def array_metadata(
-    spec: schema.ArraySpec, frames: int, height: int, width: int, *, dtype: str, level: int
+    spec: schema.ArraySpec,
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    dtype: str,
+    level: int,
+    is_checked: bool = True,
 ) -> dict[str, Any]:
-    """Return the zarr v3 metadata document of one array."""
+    """Return the zarr v3 metadata document of one array; the chunks of a map that ``is_checked`` end in a checksum."""
     inner = spec.frame_shape(height, width)
     rows = schema.FRAMES_PER_SHARD if spec.is_map else schema.FRAMES_PER_CHUNK
     attributes: dict[str, Any] = {"description": spec.doc}
@@ -28,11 +38,19 @@ def array_metadata(
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, *inner]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": "NaN" if spec.fill != spec.fill else spec.fill,
-        "codecs": _map_codecs(inner, dtype, level) if spec.is_map else [_bytes_codec(dtype)],
+        "codecs": _map_codecs(inner, dtype, level, is_checked)
+        if spec.is_map
+        else [_bytes_codec(dtype)],
         "attributes": attributes,
         "dimension_names": ["index", *spec.dims],
         "storage_transformers": [],
     }
+
+
+def has_checksums(document: Mapping[str, Any]) -> bool:
+    """Tell whether the chunks of a map end in a checksum; stores of early versions have none."""
+    inner = document["codecs"][0]["configuration"]["codecs"]
+    return any(codec["name"] == "crc32c" for codec in inner)
 
 
 def _bytes_codec(dtype: str) -> dict[str, Any]:
@@ -41,7 +59,9 @@ def _bytes_codec(dtype: str) -> dict[str, Any]:
     return {"name": "bytes", "configuration": {"endian": "little"}}
 
 
-def _map_codecs(inner: tuple[int, ...], dtype: str, level: int) -> list[dict[str, Any]]:
+def _map_codecs(
+    inner: tuple[int, ...], dtype: str, level: int, is_checked: bool
+) -> list[dict[str, Any]]:
     """Shards of one-frame chunks; the index comes first, so that a shard can grow at its end."""
     blosc = {
         "typesize": np.dtype(dtype).itemsize,
@@ -52,11 +72,12 @@ def _map_codecs(inner: tuple[int, ...], dtype: str, level: int) -> list[dict[str
     }
     sharding = {
         "chunk_shape": [1, *inner],
-        "codecs": [_bytes_codec(dtype), {"name": "blosc", "configuration": blosc}],
-        "index_codecs": [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "crc32c"},
+        "codecs": [
+            _bytes_codec(dtype),
+            {"name": "blosc", "configuration": blosc},
+            *([_CHECKSUM] if is_checked else []),
         ],
+        "index_codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, _CHECKSUM],
         "index_location": "start",
     }
     return [{"name": "sharding_indexed", "configuration": sharding}]

@@ -13,7 +13,7 @@ from stream4d.config import StoreConfig
 from stream4d.errors import StoreError
 from stream4d.packets import PosedFrame
 from stream4d.store import schema
-from stream4d.store.array_metadata import array_metadata
+from stream4d.store.array_metadata import array_metadata, has_checksums
 from stream4d.store.encode import Compressor, encode_map
 from stream4d.store.files import MapFile, RowFile, replace_file
 
@@ -35,6 +35,8 @@ class ArraySet:
             self._specs += schema.track_arrays(tracks)
         self._compress = Compressor(settings.compression)
         self._folder = Path()
+        self._unchecked: set[str] = set()
+        """Maps that an early version began without checksums."""
         self.maps: dict[str, MapFile] = {}
         self.rows: dict[str, RowFile] = {}
 
@@ -54,11 +56,17 @@ class ArraySet:
     def _open(self, spec: schema.ArraySpec, committed: int) -> None:
         folder = self._folder / spec.name
         folder.mkdir(exist_ok=True)
-        if not (folder / "zarr.json").exists():
+        if (folder / "zarr.json").exists():
+            document = json.loads((folder / "zarr.json").read_bytes())
+        else:
             document = self._document(spec, committed)
             replace_file(folder / "zarr.json", json.dumps(document).encode())
         if spec.is_map:
-            self.maps[spec.name] = MapFile(folder, 1 + len(spec.dims), committed)
+            is_checked = has_checksums(document)
+            if not is_checked:
+                self._unchecked.add(spec.name)
+            dims = 1 + len(spec.dims)
+            self.maps[spec.name] = MapFile(folder, dims, committed, is_checked=is_checked)
         else:
             self.rows[spec.name] = RowFile(folder, spec, committed)
 
@@ -120,6 +128,7 @@ class ArraySet:
             width,
             dtype=self._dtype(spec),
             level=self._settings.compression,
+            is_checked=spec.name not in self._unchecked,
         )
 
     def _dtype(self, spec: schema.ArraySpec) -> str:

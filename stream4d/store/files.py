@@ -68,10 +68,17 @@ def _checksum(data: bytes) -> bytes:
 
 
 class MapReader:
-    """Read single frames of a local map. Faster than zarr's way, and what is missing is never read as fill."""
+    """Read single frames of a local map. Faster than zarr's way, and what is missing is never read as fill.
 
-    def __init__(self, folder: Path, dims: int) -> None:
+    Args:
+        folder: the array's folder.
+        dims: how many dimensions the array has, the frame's included.
+        is_checked: chunks end in a checksum.
+    """
+
+    def __init__(self, folder: Path, dims: int, *, is_checked: bool) -> None:
         self._folder = folder
+        self._is_checked = is_checked
         self._suffix = ".0" * (dims - 1)
         self._shard = -1
         self._index: Array | None = None
@@ -95,6 +102,10 @@ class MapReader:
             chunk = file.read(length)
         if len(chunk) != length:
             raise ValueError(f"{path} is cut short")
+        if self._is_checked:
+            chunk, checksum = chunk[:-4], chunk[-4:]
+            if checksum != _checksum(chunk):
+                raise ValueError(f"{path} holds other bytes than were written, in frame {frame}")
         return bytes(blosc.decompress(chunk))
 
 
@@ -105,14 +116,16 @@ class MapFile:
         folder: the array's folder.
         dims: how many dimensions the array has, the frame's included.
         committed: frames that stay; chunks after them are forgotten.
+        is_checked: chunks end in a checksum.
 
     Raises:
         OSError, ValueError: the shard that is to grow cannot be read.
     """
 
-    def __init__(self, folder: Path, dims: int, committed: int) -> None:
+    def __init__(self, folder: Path, dims: int, committed: int, *, is_checked: bool) -> None:
         self._folder = folder
         self._suffix = ".0" * (dims - 1)
+        self._is_checked = is_checked
         self._count = committed
         self._file: BinaryIO | None = None
         self._index = np.full((FRAMES_PER_SHARD, 2), EMPTY, "<u8")
@@ -150,6 +163,8 @@ class MapFile:
         if chunk is not None:
             if self._file is None:
                 self._file = self._path(self._count // FRAMES_PER_SHARD).open("w+b", buffering=0)
+            if self._is_checked:
+                chunk += _checksum(chunk)
             self._index[slot] = self._end, len(chunk)
             self._end += len(chunk)
             self._waiting.append(chunk)

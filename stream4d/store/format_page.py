@@ -38,9 +38,11 @@ both depths and both poses.
 _TAIL = f"""
 ## Layout and durability
 
-- Maps: one chunk a frame (blosc: zstd with bit shuffle), {schema.FRAMES_PER_SHARD} frames a shard, shard index at the
-  start. A shard only ever grows: new chunks go to its end, then the index (500 bytes, one disk sector) is replaced.
-- Small arrays: chunks of {schema.FRAMES_PER_CHUNK} rows, uncompressed; new rows are written into their place.
+- Maps: one chunk a frame (blosc: zstd with bit shuffle, then a CRC-32C checksum; none in stores of early versions),
+  {schema.FRAMES_PER_SHARD} frames a shard, shard index, with a checksum of its own, at the start. A shard only ever
+  grows: new chunks go to its end, then the index (500 bytes, one disk sector) is replaced.
+- Small arrays: chunks of {schema.FRAMES_PER_CHUNK} rows, uncompressed; new rows are written into their place. They have
+  no checksum: a kill could come between rows and checksum.
 - The commit: the root `zarr.json` is replaced atomically. It holds `committed` and the consolidated metadata
   with the shapes of all arrays, so that every reader sees exactly the committed frames, whatever else is on the
   disk. Bytes beyond them are cut off on resume. The `zarr.json` of single arrays follows when the run ends.

@@ -12,6 +12,7 @@ import zarr
 
 from stream4d.errors import StoreError
 from stream4d.packets import Array
+from stream4d.store.array_metadata import has_checksums
 from stream4d.store.files import MapReader
 from stream4d.store.integrity import OPTIONAL
 from stream4d.store.metadata import ADVICE
@@ -38,7 +39,8 @@ class StoredArrays:
         if folder is not None:
             for name, array in self._arrays.items():
                 if name in BY_NAME and BY_NAME[name].is_map:
-                    self._local[name] = MapReader(folder / name, array.ndim)
+                    is_checked = has_checksums(array.metadata.to_dict())
+                    self._local[name] = MapReader(folder / name, array.ndim, is_checked=is_checked)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,7 +107,9 @@ class StoredArrays:
             yield
         except (ValueError, RuntimeError, OSError, KeyError) as error:
             reason = " ".join(str(error).split())
-            raise StoreError(f"{self._path} is damaged: cannot read {name} ({reason})") from None
+            raise StoreError(
+                f"{self._path} is damaged: cannot read {name} ({reason}): {ADVICE}"
+            ) from None
 
     def revised(self, name: str) -> Array:
         """Return rows with a revision that was published but not yet worked in."""
