@@ -556,6 +556,24 @@ def test_command_writes_several_formats(
     assert len(capsys.readouterr().out.splitlines()) == len(formats)
 
 
+def test_command_writes_the_others_where_one_fails(
+    tmp_path: Path,
+    source: Frames,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bare = Frames([dataclasses.replace(frame, tracks=None) for frame in source.frames])
+    args = parse("c.zarr", "--format", "tum", "tracks", "json", "--out", str(tmp_path))
+    assert cli.export(bare, Path("c.zarr"), args) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c_cameras.json", "c_tum.txt"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["tum", "json"]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert caplog.messages[0].startswith("tracks: ")
+    assert "--tracks N" in caplog.messages[0]
+    with pytest.raises(ExportError, match="--tracks N"):
+        cli.export(bare, Path("c.zarr"), parse("c.zarr", "--format", "tracks", "--out", "x.npz"))
+
+
 def test_command_names_files_after_the_store(tmp_path: Path, source: Frames) -> None:
     cli.export(source, tmp_path / "clip.zarr", parse("clip.zarr", "--format", "tum"))
     assert [p.name for p in tmp_path.iterdir()] == ["clip_tum.txt"]

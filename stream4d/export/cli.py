@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from stream4d import logs
+from stream4d.errors import ExportError, Stream4DError
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples:
@@ -88,16 +92,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def export(source: Any, store_path: Path, args: argparse.Namespace) -> int:
-    """Write ``source``, opened from ``store_path``, as ``args`` ask; all targets are checked first."""
+    """Write ``source``, opened from ``store_path``, as ``args`` ask; all targets are checked first.
+
+    Of several formats each that fails is told, and 1 returned; the others are written.
+    """
     targets = {name: _target(name, store_path, args) for name in dict.fromkeys(args.format)}
     _check_targets(targets, overwrite=args.overwrite)
     if len(targets) > 1:
         _make_folder(next(iter(targets.values())).parent)
+    status = 0
     for name, path in targets.items():
-        write, options = _writer(name, args)
-        write(source, path, selection=_selection(name, args), overwrite=args.overwrite, **options)
-        logs.show(f"{name}: {path}")
-    return 0
+        try:
+            _write(name, source, path, args)
+        except Stream4DError as error:
+            if len(targets) == 1:
+                raise
+            logger.error("%s: %s", name, error)
+            status = 1
+        else:
+            logs.show(f"{name}: {path}")
+    return status
+
+
+def _write(name: str, source: Any, path: Path, args: argparse.Namespace) -> None:
+    write, options = _writer(name, args)
+    write(source, path, selection=_selection(name, args), overwrite=args.overwrite, **options)
 
 
 def _target(name: str, store_path: Path, args: argparse.Namespace) -> Path:
@@ -112,8 +131,6 @@ def _target(name: str, store_path: Path, args: argparse.Namespace) -> Path:
 
 def _check_targets(targets: dict[str, Path], *, overwrite: bool) -> None:
     """Refuse before anything is written."""
-    from stream4d.errors import ExportError
-
     taken = [path for path in targets.values() if path.exists()]
     if taken and not overwrite:
         raise ExportError(
@@ -125,8 +142,6 @@ def _check_targets(targets: dict[str, Path], *, overwrite: bool) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    from stream4d.errors import ExportError
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
