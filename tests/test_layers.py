@@ -18,6 +18,7 @@ TIERS = [
         "devices",
         "interrupt",
         "processes",
+        "replacement",
         "_version",
     },
     {"geometry"},

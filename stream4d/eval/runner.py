@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from stream4d.errors import EvaluationError
 from stream4d.eval.row import ROW_FIELDS, empty_row
 from stream4d.eval.worker import Spec
 from stream4d.processes import Child
+from stream4d.replacement import replacing
 
 FORMAT = 1
 
@@ -121,9 +121,8 @@ class Results:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_name(self._path.name + ".part")
-            part.write_text(dump_json(self.as_dict()), encoding="utf-8")
-            os.replace(part, self._path)
+            with replacing(self._path) as part:
+                part.write_text(dump_json(self.as_dict()), encoding="utf-8")
         except OSError as error:
             raise EvaluationError(f"cannot write {self._path}: {error.strerror}") from None
 

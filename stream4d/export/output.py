@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stream4d.errors import ExportError
+from stream4d.replacement import replacing
 
 
 @contextmanager
@@ -23,21 +24,10 @@ def new_file(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if path.is_dir():
         raise ExportError(f"{path} is a folder; give the name of a file")
     try:
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
-        )
-        os.close(handle)
-    except OSError as error:
-        raise ExportError(f"cannot write {path}: {error.strerror}") from None
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o666 & ~_umask())  # mkstemp's files are private
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            yield partial
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

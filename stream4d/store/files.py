@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +11,7 @@ import numpy as np
 from numcodecs import blosc
 
 from stream4d.packets import Array
+from stream4d.replacement import replacing
 from stream4d.store.schema import FRAMES_PER_CHUNK, FRAMES_PER_SHARD, ArraySpec
 
 EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -21,22 +19,10 @@ EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 INDEX_BYTES = FRAMES_PER_SHARD * 16 + 4
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to fill that takes the place of ``path`` at the end of the ``with`` block.
-
-    A reader, or a kill at any moment, finds the old or the new one whole.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        yield file
-    os.replace(partial, path)
-
-
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a whole file, as ``replacing`` does."""
-    with replacing(path) as file:
-        file.write(data)
+    """Write a whole file; a kill at any moment leaves the old or the new one."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_at(file: BinaryIO, offset: int, data: bytes) -> None:

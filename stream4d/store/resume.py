@@ -10,7 +10,7 @@ import numpy as np
 
 from stream4d.errors import StoreError
 from stream4d.packets import State
-from stream4d.store.files import replacing
+from stream4d.replacement import replacing
 
 FILE_NAME = "resume.npz"
 _FRAMES, _REVISIONS = "__frames__", "__revisions__"
@@ -40,7 +40,7 @@ def save_snapshot(store: Path, state: State, frames: int, revisions: int) -> Non
         if value.dtype.hasobject:
             raise ValueError(f"resume state {name!r} holds Python objects")
     entries = {**arrays, _FRAMES: np.array(frames), _REVISIONS: np.array(revisions)}
-    with replacing(store / FILE_NAME) as target, zipfile.ZipFile(target, "w") as archive:
+    with replacing(store / FILE_NAME) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, value in entries.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, value, allow_pickle=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from stream4d.errors import TrainingError
 from stream4d.models.flow_net import convert_xfeat
 from stream4d.models.temporal_net import TemporalNet
+from stream4d.replacement import replacing
 from stream4d.train.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -39,15 +39,13 @@ def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         TrainingError: it cannot be written; the file that was there stays.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        write(part)
-        os.replace(part, path)
+        with replacing(path) as partial:
+            write(partial)
     except (
         OSError,
         RuntimeError,
     ) as error:  # torch.save says RuntimeError where the disk is full
-        part.unlink(missing_ok=True)
         reason = " ".join(str(error).split())[:200]
         kept = f"; {path.name} from before is intact" if path.is_file() else ""
         raise TrainingError(f"cannot write {path}: {reason}{kept}") from None

@@ -5,8 +5,6 @@ OpenCV and numpy only.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +14,7 @@ import numpy as np
 
 from stream4d.errors import ExportError
 from stream4d.packets import Array, PosedFrame
+from stream4d.replacement import replacing
 from stream4d.viz import colors
 from stream4d.viz.cloud import frame_points
 
@@ -105,13 +104,10 @@ def write_contact_sheet(source: FrameSource, path: str | Path, *, title: str = "
         done = False
     if not done:
         raise ExportError(f"cannot write a picture as {path.suffix!r}: use .png or .jpg")
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(data.tobytes())
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_bytes(data.tobytes())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise ExportError(f"cannot write {path}: {error.strerror}") from None
 
 
