@@ -37,6 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=4, help="frames a clip (default: 4)")
     parser.add_argument("--size", default="256x192", help="WIDTHxHEIGHT (default: 256x192)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument(
+        "--first-room",
+        type=int,
+        default=0,
+        help="begin with this room, to share OUT among processes",
+    )
     parser.add_argument("--per-room", type=int, default=6, help="clips in each room (default: 6)")
     parser.add_argument("--samples", type=int, default=3, help="light paths a pixel (default: 3)")
     parser.add_argument("--moving", type=float, default=0.25, help="share of clips with movers")
@@ -73,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         maker = ClipMaker(args, size, catalogue, photos, Path(scratch))
         done, start = 0, time.monotonic()
-        for room in range(-(-args.clips // args.per_room)):
-            count = min(args.per_room, args.clips - room * args.per_room)
-            done += maker.room(room, count)
+        for start_clip in range(0, args.clips, args.per_room):
+            room = args.first_room + start_clip // args.per_room
+            done += maker.room(room, min(args.per_room, args.clips - start_clip))
             pace = (time.monotonic() - start) / max(done, 1)
             logger.info("room %d: %d clips rendered, %.1f s a clip", room, done, pace)
     return done
