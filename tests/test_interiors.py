@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from stream4d.errors import TrainingError
+from stream4d.train.batches import Batches
 from stream4d.train.datasets import open_dataset, read_clip
 from stream4d.train.interiors import __main__ as command
 from stream4d.train.interiors import surfaces
@@ -16,6 +18,7 @@ from stream4d.train.interiors.furniture import Piece, read_catalogue
 from stream4d.train.interiors.plan import Planner, bounds, overlap
 from stream4d.train.interiors.truth import RenderedClip, has_clip, write_clip
 from stream4d.train.interiors.views import sample_view
+from stream4d.train.recipe import Recipe, Stage
 
 H, W, F = 24, 32, 20.0
 STEP, MOVED = 0.2, 0.3
@@ -79,6 +82,20 @@ def test_unfinished_clip_is_not_seen(tmp_path: Path) -> None:
     assert len(open_dataset("sintel", tmp_path).recordings) == 1
     write_clip(tmp_path, "room0_1", square_before_wall())
     assert len(open_dataset("sintel", tmp_path).recordings) == 2
+
+
+def test_training_varies_the_clips_it_reads(tmp_path: Path) -> None:
+    write_clip(tmp_path, "room0_0", square_before_wall())
+    stage = Stage(height=64, width=96, batch=1, frames=3)
+    recipe = Recipe(layered=0.0, stages=(stage,), real=(f"sintel:{tmp_path}",) * 9)
+    batches = Batches(recipe)
+    clips = [batches.batch(step)[0] for step in range(4)]
+    read = [clip for clip in clips if abs(clip.depth[0, 0, 0, 0] - 4) < 1e-5]  # a tenth is rendered
+    assert len(read) >= 2
+    assert len({float(clip.K[0, 0, 0, 0]) for clip in read}) == len(read)
+    assert all(set(clip.depth.round(decimals=4).unique().tolist()) == {2.0, 4.0} for clip in read)
+    again = Batches(recipe)
+    assert all(torch.equal(again.batch(i)[0].rgb, clips[i].rgb) for i in range(2))
 
 
 # --- the command ----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stream4d.errors import TrainingError
 from stream4d.models.temporal_cues import InitialFlow, initial_flow
+from stream4d.train.augment import AugmentOptions, augment
 from stream4d.train.clip import ClipBatch
 from stream4d.train.layers import LayeredClips, LayeredPair, load_photos
 from stream4d.train.recipe import Recipe, Stage
@@ -26,6 +27,9 @@ PRESET_SHARES: tuple[tuple[InitialFlow, float], ...] = (
     ("none", 0.05), ("ultrafast", 0.1), ("fast", 0.25), ("medium", 0.6),
 )  # fmt: skip
 """How often each initial flow is given: the network must use a good one and survive without."""
+_REAL_CHANGES = AugmentOptions(zoom=(1.0, 1.15))
+"""How real clips are varied, of which there are few; crops stay near the middle, where the network takes the
+principal point to be."""
 
 
 class Batches:
@@ -63,7 +67,8 @@ class Batches:
         if source == len(self._real):
             on = self.device if self.device.type == "cuda" else "cpu"
             return render_clips(seed, stage.batch, stage.frames, size, on, self._scenes).to("cpu")
-        return self._real[source].batch(rng, stage.batch, stage.frames, size)
+        clips = self._real[source].batch(rng, stage.batch, stage.frames, size)
+        return augment(clips, seed, _REAL_CHANGES)
 
     def iterate(self, start: int) -> Iterator[tuple[int, ClipBatch, Tensor]]:
         """Yield (step, clips, initial flow) from ``start`` to the last step, prepared ahead by the workers."""
