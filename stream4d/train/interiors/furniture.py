@@ -56,7 +56,7 @@ class Piece:
         """``figure``, ``door``, ``hanging``, ``small``, ``table``, ``seat``, ``floor``, or ``none`` (left out)."""
         w, d, h = self.size
         if self.category == "Characters":
-            return "figure" if h > 0.2 else "none"
+            return "figure" if max(w, d, h) < 2.0 and h > 0.2 else "none"  # no horses
         if self.category == "Doors and windows":
             return "door" if w < 2.0 and d < 0.4 else "none"
         if self.category not in _INDOORS or _OUTDOOR_NAMES.search(self.name.lower()):

@@ -77,21 +77,25 @@ def simplify(material: Any) -> None:
         return
     base, alpha = principled.inputs["Base Color"], principled.inputs["Alpha"]
     colour = base.links[0].from_socket if base.links else None
+    if colour is not None and not _shrink(colour.node):
+        colour = None
     plain = tuple(base.default_value)
     opacity = alpha.links[0].from_socket if alpha.links else None
-    if colour is not None:
-        _shrink(colour.node)
     wire(material, colour if colour is not None else plain, opacity)
     tree.nodes.remove(principled)
 
 
-def _shrink(node: Any) -> None:
+def _shrink(node: Any) -> bool:
+    """Scale a texture's picture down where it is needlessly large; False where the picture is missing."""
     picture = getattr(node, "image", None)
-    if picture is None or not picture.size[0]:
-        return
+    if picture is None:
+        return True
+    if not picture.size[0]:
+        return False
     scale = _LARGEST_PICTURE_PX / max(picture.size)
     if scale < 1:
         picture.scale(max(1, int(picture.size[0] * scale)), max(1, int(picture.size[1] * scale)))
+    return True
 
 
 _WHOLE_PICTURE = [0, 0, 1, 0, 1, 1, 0, 1]
