@@ -11,8 +11,10 @@ import math
 
 from numba import njit
 
+from stream4d.geometry.compiling import COMPILED
 
-@njit(cache=True, nogil=True)
+
+@njit(**COMPILED)
 def residual_lengths(source, target, T, out):
     """Write |target − T source| of each pair into ``out``."""
     for n in range(len(source)):
@@ -23,7 +25,7 @@ def residual_lengths(source, target, T, out):
         out[n] = math.sqrt(dx * dx + dy * dy + dz * dz)
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def weighted_sums(source, target, weights, T, scale, frame, sums):
     """Accumulate what Umeyama needs, each pair reweighted by its residual under ``T``.
 

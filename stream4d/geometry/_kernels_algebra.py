@@ -11,8 +11,10 @@ import math
 
 from numba import njit
 
+from stream4d.geometry.compiling import COMPILED
 
-@njit(cache=True, nogil=True, error_model="numpy")
+
+@njit(**COMPILED)
 def so3_exp(phi, out):
     """Write Rodrigues' rotation of ``phi`` into ``out``."""
     x, y, z = phi[0], phi[1], phi[2]
@@ -27,7 +29,7 @@ def so3_exp(phi, out):
     out[2, 0], out[2, 1], out[2, 2] = b * x * z - a * y, b * y * z + a * x, 1 - b * (x * x + y * y)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def factorise(A):
     """Overwrite the upper triangle of A, symmetric positive, with its Cholesky factor; False where it is not positive.
 
@@ -49,7 +51,7 @@ def factorise(A):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def substitute(A, b):
     """Overwrite b with the solution, A from ``factorise``."""
     n = len(b)
@@ -63,7 +65,7 @@ def substitute(A, b):
         b[k] /= A[k, k]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def solve_positive(A, b):
     """Overwrite b (n,) with A⁻¹ b, and A with its factor; False where A is not positive."""
     if not factorise(A):
@@ -72,7 +74,7 @@ def solve_positive(A, b):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def solve_columns(A, B):
     """Overwrite B (n, m) with A⁻¹ B, and A with its factor; False where A is not positive."""
     if not factorise(A):

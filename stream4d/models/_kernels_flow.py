@@ -9,16 +9,12 @@ Inner loops run over pixels, sub-pixels or channels without branches, so that th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-FLAGS = {"contract", "reassoc"}
-"""Vector sums of dot products: the correlation takes a third of its time without. Neither loses a NaN."""
-COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": FLAGS}
-"""How kernels are compiled. Python's errors would test every divisor for zero: no loop with a division used vectors."""
+from stream4d.geometry.compiling import VECTORISED
 
 ZERO, ONE = np.float32(0), np.float32(1)
 LOG2_E = np.float32(1.4426950408889634)
@@ -31,7 +27,7 @@ CELL = 4
 """Pixels along the side of a cell: maps of features are at a quarter of the resolution."""
 
 
-@njit(**COMPILED, inline="always")
+@njit(**VECTORISED, inline="always")
 def exponentials(x, n):
     """Replace the first n values of ``x``, all ≤ 0, by their exponentials.
 
@@ -47,7 +43,7 @@ def exponentials(x, n):
         bits[i] += k << 23
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def trust_of_cells(flow, back, grey, other, limits, out):
     """Sum up per cell how far a flow (H, W, 2) can be trusted: ``out`` (5, H/4, W/4).
 
@@ -99,7 +95,7 @@ def trust_of_cells(flow, back, grey, other, limits, out):
                 out[4, row, cell] += flow[y, x, 1] * share
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def roughness(flow, mean_u, mean_v, out):
     """Measure how much a flow (H, W, 2) varies inside each cell around its smooth mean: ``out`` (H/4, W/4).
 
@@ -131,7 +127,7 @@ def roughness(flow, mean_u, mean_v, out):
             out[cy, cx] = math.log(product[cx]) / CELL**2
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def likeness(colour, dilation, scale, out):
     """Compare each cell's colour (3, h, w) with its 3×3 neighbours at a distance: ``out`` (9, h, w), 0 outside."""
     _, h, w = colour.shape
@@ -155,7 +151,7 @@ def likeness(colour, dilation, scale, out):
             out[8 - k, y + dy, first + dx : last + dx] = row
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def spread(affinity, dilation, cells, own, weight, mended):
     """Run one pass of propagation in place: ``weight`` (h, w) and ``mended`` (2, h, w).
 
@@ -187,7 +183,7 @@ def spread(affinity, dilation, cells, own, weight, mended):
             weight[y, x] = max(trust, min(sums[2, y, x] / np.float32(9), ONE))
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def missed_trips(flow, back, out):
     """Write the length by which going along ``flow`` (2, h, w) and back misses the start; beyond the view is zero."""
     _, h, w = flow.shape
@@ -207,7 +203,7 @@ def missed_trips(flow, back, out):
             out[y, x] = np.sqrt(max(du * du + dv * dv, np.float32(1e-12)))
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def follow(target, flow, room, out):
     """Sample ``target`` (h, w, C) at each cell plus its flow (2, h, w), zeros beyond the view.
 
@@ -229,7 +225,7 @@ def follow(target, flow, room, out):
                         out[y + room, x + room, c] += share * target[cy, cx, c]
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def correlate(start, moved, out):
     """Correlate each cell of ``start`` (h, w, C) with its neighbours in ``moved`` (h + 2r, w + 2r, C).
 
@@ -252,7 +248,7 @@ def correlate(start, moved, out):
             out[y, x, side * side] = apart / np.float32(C)
 
 
-@njit(**COMPILED, inline="always")
+@njit(**VECTORISED, inline="always")
 def blend(weights, v, c, out):
     """Write Σ_k weights[16 k + s] · v[k, c] into ``out`` (16), k the 9 neighbours. Written out: one loop of vectors."""
     v0, v1, v2, v3, v4 = v[0, c], v[1, c], v[2, c], v[3, c], v[4, c]
@@ -284,7 +280,7 @@ def _widen(row, out):
     return bfloat16 if row.dtype == types.uint16 else float32
 
 
-@njit(**COMPILED, inline="always")
+@njit(**VECTORISED, inline="always")
 def softmax_of_neighbours(logits, weights, total):
     """Turn the logits of one cell (9 · 16, neighbour by neighbour) into weights over ``total`` (16)."""
     widen(logits, weights)
@@ -302,7 +298,7 @@ def softmax_of_neighbours(logits, weights, total):
         total[s] = upper + middle + weights[96 + s] + weights[112 + s] + weights[128 + s]
 
 
-@njit(**COMPILED, inline="always")
+@njit(**VECTORISED, inline="always")
 def gather(values, y, x, out):
     """Read the 3×3 neighbours in ``values`` (h, w, C) into ``out`` (9, C), the border repeated."""
     h, w, C = values.shape
@@ -312,7 +308,7 @@ def gather(values, y, x, out):
             out[k, c] = values[ny, nx, c]
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def upsample(logits, values, out):
     """Bring ``values`` (h, w, C) to (C, 4h, 4w) by convex combinations of neighbours: logits (h, w, 144)."""
     h, w, C = values.shape
@@ -332,7 +328,7 @@ def upsample(logits, values, out):
                         row[u] = result[CELL * v + u]
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def finish_flow(logits, values, smooth, tent, initial, out, log_sigma):
     """Bring a flow to full resolution: convex upsampling, and the detail of the initial flow where it is trusted.
 

@@ -11,13 +11,14 @@ import math
 import numpy as np
 from numba import njit
 
-from stream4d.models._kernels_flow import CELL, COMPILED, exponentials
+from stream4d.geometry.compiling import VECTORISED
+from stream4d.models._kernels_flow import CELL, exponentials
 
 BLOCK = 512
 """Values that are worked on together in the nearest cache."""
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def squash(values, added):
     """Replace values (N), bits of bfloat16, by tanh(value + added), the sum in float32."""
     sums, e = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -39,7 +40,7 @@ def squash(values, added):
             first[i] = np.uint16((words[i] + 0x7FFF + ((words[i] >> 16) & 1)) >> 16)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def normalise_frame(image, grey, patches, colour):
     """Bring the grey mean of an image (H, W, 3) to zero and its deviation to one: ``grey`` (H, W).
 
@@ -77,7 +78,7 @@ def normalise_frame(image, grey, patches, colour):
                 colour[c, y, x] = total32 * share
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def lift(depth, rays, origin, out):
     """Lift a depth map (H, W) to points (H, W, 3): depth · rays (3, 3) (x, y, 1)ᵀ + origin (3)."""
     H, W = depth.shape

@@ -9,17 +9,15 @@ pixels. float64.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import so3_exp, solve_positive
+from stream4d.geometry.compiling import COMPILED
 
 MEDIAN_OF_ONE, MEDIAN_OF_TWO = 0.455, 1.386
 """Medians of χ² with one and with two degrees of freedom: the median error says how much 1σ is too small."""
-COMPILED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
-"""Without Python's check for a zero divisor, which keeps loops from using vectors."""
 
 
 @njit(**COMPILED)

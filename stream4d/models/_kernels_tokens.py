@@ -10,21 +10,22 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from stream4d.models._kernels_flow import COMPILED, exponentials
+from stream4d.geometry.compiling import VECTORISED
+from stream4d.models._kernels_flow import exponentials
 
 LANES = 16
 """Values of a vector: maxima are taken lane by lane, which compilers do not see on their own."""
 LOW = np.float32(-1e30)
 
 
-@njit(**COMPILED, inline="always")
+@njit(**VECTORISED, inline="always")
 def narrow(bits, out, n):
     """Round the first n float32, given as ``bits``, to bfloat16: to the nearest, ties to even."""
     for i in range(n):
         out[i] = np.uint16((bits[i] + 0x7FFF + ((bits[i] >> 16) & 1)) >> 16)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def split_heads(tokens, cos, sin, turned, out):
     """Sort tokens (N, parts · heads · d) into ``out`` (parts, heads, N, d) and rotate the first ``turned`` parts.
 
@@ -53,7 +54,7 @@ def split_heads(tokens, cos, sin, turned, out):
                 narrow(bits, out[part, head, n], d)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def merge_heads(values, shares, out):
     """Bring heads (heads, N, d), each row times its share (heads, N), together again: ``out`` (N, heads · d)."""
     heads, N, d = values.shape
@@ -68,7 +69,7 @@ def merge_heads(values, shares, out):
             narrow(bits, out[n, head * d : head * d + d], d)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def pool_tokens(tokens, side, out):
     """Average tokens (h, w, C) over squares of ``side``, smaller ones at the border: ``out`` (h/side, w/side, C)."""
     h, w, C = tokens.shape
@@ -91,7 +92,7 @@ def pool_tokens(tokens, side, out):
             narrow(sums, out[y, x], C)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def weigh(scores, bias, gain, shares):
     """Replace scores (N, M), bits of bfloat16, by exp(gain · score + bias (M)) over their row's maximum.
 
@@ -123,7 +124,7 @@ def weigh(scores, bias, gain, shares):
         narrow(bits, scores[n], M)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def best_of_rows(scores, top, best):
     """Write the maximum of each row of scores (N, M) and its first index: ``top`` and ``best`` (N)."""
     N, M = scores.shape
@@ -145,7 +146,7 @@ def best_of_rows(scores, top, best):
         top[n], best[n] = highest, i
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def log_sums(scores, top, across, down):
     """Write logarithms of sums of exponentials of scores (N, M): of rows, ``across`` (N), and of columns, ``down`` (M).
 
@@ -175,7 +176,7 @@ def log_sums(scores, top, across, down):
         down[i] = highest[i] + np.log(sums[i])
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def refine_matches(scores, top, best, across, down, flow, confidence):
     """Refine each row's best column inside the 3×3 cells around it, the border repeated, by a soft-argmax.
 

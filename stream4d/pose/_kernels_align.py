@@ -4,17 +4,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
 
+from stream4d.geometry.compiling import VECTORISED
 from stream4d.pose._kernels_parts import bilinear, carry, relate
 
-COMPILED: dict[str, Any] = {
-    "cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"},
-}  # fmt: skip
-"""Sums over a patch on vectors; no divisor is zero. Neither flag loses a NaN."""
 HALF = 5
 """Patches are (2 HALF + 1) pixels wide."""
 SIDE = 2 * HALF + 1
@@ -23,7 +19,7 @@ WEAK = 2.0 * SIDE * SIDE
 edge a patch is not moved, for it would go anywhere."""
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def sample_template(image, u, v, warp, out):
     """Read a warped (SIDE + 2) square around (u, v) into ``out``; False where it leaves the image."""
     H, W = image.shape
@@ -43,7 +39,7 @@ def sample_template(image, u, v, warp, out):
     return True
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def inverse_of_strong(a, b, c):
     """Return the inverse (xx, xy, yy) of [[a, b], [b, c]] over its eigenvectors that show more than noise."""
     mean, half = 0.5 * (a + c), math.sqrt(0.25 * (a - c) ** 2 + b * b)
@@ -59,7 +55,7 @@ def inverse_of_strong(a, b, c):
     return x * x / (length * strong), x * y / (length * strong), y * y / (length * strong)
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def structure_tensors(image, uv, todo, out):
     """Write the sums (xx, xy, yy) of gradient products over a patch around each position; zero outside the image."""
     H, W = image.shape
@@ -79,7 +75,7 @@ def structure_tensors(image, uv, todo, out):
         out[n, 0], out[n, 1], out[n, 2] = a, b, c
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def _centre(values):
     """Take the mean away."""
     mean = values.sum() / len(values)
@@ -87,7 +83,7 @@ def _centre(values):
         values[k] -= mean
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def _read_patch(image, u, v, out):
     """Read the square of SIDE pixels around (u, v), all of which lie alike between those of the image."""
     x, y = int(u), int(v)
@@ -100,7 +96,7 @@ def _read_patch(image, u, v, out):
             out[SIDE * i + j] = a * top[k] + b * top[k + 1] + c * low[k] + d * low[k + 1]
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def align_patch(template, image, u, v, iterations, tensor):
     """Move (u, v) until ``image`` there looks like ``template`` (inverse compositional, gain and bias free).
 
@@ -160,7 +156,7 @@ def align_patch(template, image, u, v, iterations, tensor):
     return u, v, correlation, noise
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def _warp_of(cam, ray, rho, R, t, out):
     """Write the 2×2 that takes target pixel offsets to host offsets, for a patch facing its host. False: unusable."""
     q = np.empty(3)
@@ -179,7 +175,7 @@ def _warp_of(cam, ray, rho, R, t, out):
     return True
 
 
-@njit(**COMPILED)
+@njit(**VECTORISED)
 def align_patches(
     hosts, target, todo, cam, uv0, rays, rho, host, host_from_world, pose, uv, quality
 ):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from stream4d.geometry.compiling import COMPILED
 from stream4d.pose._kernels_parts import carry, relate, robust, square, weigh
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def refine_depths(
     cam, rays, host, poses, obs_patch, obs_frame, obs_uv, obs_info, rho, rho_info, prior, prior_info
 ):
@@ -57,7 +58,7 @@ def refine_depths(
         start = stop
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
     """Write residual and its derivatives by host twist, target twist, inverse depth and log focal. False: behind."""
     q0 = R[0, 0] * ray[0] + R[0, 1] * ray[1] + R[0, 2] * ray[2] + rho * t[0]
@@ -89,7 +90,7 @@ def bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
     return True
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def bundle_cost(
     cam, rays, host, poses, rho, obs_patch, obs_frame, obs_uv, obs_info, scale_sq, prior, prior_info
 ):
@@ -112,7 +113,7 @@ def bundle_cost(
     return cost
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def bundle_system(
     cam,
     rays,
@@ -179,7 +180,7 @@ def bundle_system(
                 H[where[i], where[j]] += wu * J[0, j] + wv * J[1, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def schur(H, b, E, C, gr, damping, S, s):
     """Eliminate the inverse depths: S = H − Eᵀ C⁻¹ E, s = b − Eᵀ C⁻¹ gr, with Levenberg damping on both blocks."""
     D = len(b)

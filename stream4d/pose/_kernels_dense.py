@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numba import njit
 
+from stream4d.geometry.compiling import VECTORISED
 from stream4d.pose._kernels_parts import bilinear
 
 LOST_SIGMA = 4.0
@@ -19,7 +20,7 @@ BEHIND = 0.05
 """Depth over that in the first camera below which a point cannot be seen."""
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def follow_link(flow, sigma, uv, var):
     """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost."""
     H, W = sigma.shape
@@ -41,7 +42,7 @@ def follow_link(flow, sigma, uv, var):
             var[i, j] += s * s
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def _lines(cam, poses, uv, var, a, b, i, j, lines):
     """Write what each view asks of the inverse depth of the ray (a, b, 1), linear in it; returns how many views do.
 
@@ -63,7 +64,7 @@ def _lines(cam, poses, uv, var, a, b, i, j, lines):
     return n
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def fit_pixels(cam, poses, uv, var, step, guess, guess_info, nearest, out):
     """Fit one inverse depth in [0, nearest] to all views of each pixel, and say how badly it fits.
 
@@ -102,7 +103,7 @@ def fit_pixels(cam, poses, uv, var, step, guess, guess_info, nearest, out):
             out[3, i, j], out[4, i, j] = across / max(n, 1), n
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def _read_map(image, u, v):
     """Read a map of inverse depth between pixels: bilinear on a surface, nearest at an edge."""
     x, y = int(u), int(v)
@@ -114,7 +115,7 @@ def _read_map(image, u, v):
     return (a * (1.0 - fx) + b * fx) * (1.0 - fy) + (c * (1.0 - fx) + d * fx) * fy
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def carry_maps(cam, P, flow, back, sigma, step, rho, info, logit, out):
     """Bring the maps (h, w) of the frame before to this one; ``out`` (3, h, w): inverse depth, information, log odds.
 
@@ -145,7 +146,7 @@ def carry_maps(cam, P, flow, back, sigma, step, rho, info, logit, out):
             out[2, i, j] = bilinear(logit, x, y)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def passing_rows(flow, grey, flow_gain, grey_gain, loss, out):
     """Write what passes from each pixel's left neighbour, ``out`` (h, w): e to minus ``loss`` and edges.
 
@@ -160,7 +161,7 @@ def passing_rows(flow, grey, flow_gain, grey_gain, loss, out):
             out[i, j] = math.exp(-loss - (0.0 if math.isnan(edge) else edge))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@njit(**VECTORISED)
 def smooth_rows(value, weight, keep):
     """Spread sums of ``value`` and ``weight`` (h, w) along each row, both ways, in place.
 

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import solve_columns
+from stream4d.geometry.compiling import COMPILED
 from stream4d.pose._kernels_similarity import (
     add_product,
     adjoint_of,
@@ -19,7 +20,7 @@ from stream4d.pose._kernels_similarity import (
 )
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def edge_error(poses, a, b, measured, error, expected):
     """Write the (7,) error log(measured⁻¹ Sa⁻¹ Sb) and the expected Sa⁻¹ Sb."""
     difference = np.empty((3, 4))
@@ -28,7 +29,7 @@ def edge_error(poses, a, b, measured, error, expected):
     similarity_log(difference, error)
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def edge_costs(poses, edges, measured, information, chi):
     """Write the squared Mahalanobis length (E,) of all edges' errors."""
     error, expected = np.empty(7), np.empty((3, 4))
@@ -40,7 +41,7 @@ def edge_costs(poses, edges, measured, information, chi):
                 chi[e] += error[i] * information[e, i, j] * error[j]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def _add_weighted(M, v, out):
     """Add Mᵀ v; written out, since ``@`` in a kernel would need scipy."""
     for i in range(7):
@@ -48,7 +49,7 @@ def _add_weighted(M, v, out):
             out[i] += M[j, i] * v[j]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def edge_system(poses, edges, measured, information, weight, free, D, off, g):
     """Add the Gauss–Newton system: diagonal blocks D (n, 7, 7), off-diagonal ``off`` (E, 7, 7), gradient g (n, 7).
 
@@ -84,7 +85,7 @@ def edge_system(poses, edges, measured, information, weight, free, D, off, g):
             _add_weighted(half, error, g[a])
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def reduce_chain(D, B, g, junction, dense, rhs, solved):
     """Eliminate all nodes but the junctions from a block-tridiagonal system.
 
@@ -125,7 +126,7 @@ def reduce_chain(D, B, g, junction, dense, rhs, solved):
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def expand_chain(solved, junction, at_junctions, x):
     """Write the solution x (n, 7) at all nodes from that at the junctions (7J,)."""
     n = len(x)

@@ -10,10 +10,11 @@ import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import solve_positive
+from stream4d.geometry.compiling import COMPILED
 from stream4d.pose._kernels_similarity import move_similarity
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def similarity_system(
     cam, rays, rho, rho_var, poses, patch, frame, uv, info, S, scale_sq, A, g, out
 ):
@@ -76,7 +77,7 @@ def similarity_system(
     return cost
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def fit_similarity(cam, rays, rho, rho_var, poses, patch, frame, uv, info, S, schedule, out, A):
     """Refine S in place while the robust scale anneals through ``schedule``; A (7, 7) receives the information."""
     g, step, factor = np.empty(7), np.empty(7), np.empty((7, 7))

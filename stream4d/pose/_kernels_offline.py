@@ -13,6 +13,7 @@ import math
 import numpy as np
 from numba import njit
 
+from stream4d.geometry.compiling import COMPILED
 from stream4d.pose._kernels_bundle import bundle_jacobians
 from stream4d.pose._kernels_parts import carry, relate, robust, square, weigh
 
@@ -20,7 +21,7 @@ MAX_SEEN = 64
 """Observations of one site at most."""
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def depth_jacobians(ray, rho, R, t, Ji, Jj):
     """Write the derivatives of the log depth in the target by host and target twist; returns it, and that by rho."""
     q0 = R[0, 0] * ray[0] + R[0, 1] * ray[1] + R[0, 2] * ray[2] + rho * t[0]
@@ -37,7 +38,7 @@ def depth_jacobians(ray, rho, R, t, Ji, Jj):
     return math.log(q2 / rho), iz * t[2] - 1.0 / rho
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def workspace():
     """Make the arrays that ``site_rows`` writes in between: allocating them for every observation would cost most."""
     return (
@@ -51,7 +52,7 @@ def workspace():
     )
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, room, J, r, w):
     """Write the rows of one observation: J (3, 14) by host, target, inverse depth, log focal; r (3); w (3) = xx xy yy.
 
@@ -82,7 +83,7 @@ def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, room, J, r
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def global_cost(
     cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info, scales,
     out,
@@ -112,7 +113,7 @@ def global_cost(
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def add_pair(J, r, w, h, f, S, s, E0, E):
     """Add one observation to the upper triangle of S and to s; returns what it adds for the inverse depth.
 
@@ -148,7 +149,7 @@ def add_pair(J, r, w, h, f, S, s, E0, E):
     return C, x * r[0] + y * r[1] + z * r[2], x * J[0, 13] + y * J[1, 13]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def eliminate(E, columns, m, inv, g, Ef, S, s):
     """Take one inverse depth out of the upper triangle of S and out of s."""
     last = len(s) - 1
@@ -171,7 +172,7 @@ def eliminate(E, columns, m, inv, g, Ef, S, s):
     s[last] -= Ef * g * inv
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def global_system(
     cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info, scales,
     damping, S, s,
@@ -203,7 +204,7 @@ def global_system(
             eliminate(E, columns, m, 1.0 / (C * (1.0 + damping)), g, Ef, S, s)
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def move_sites(
     cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info, scales,
     damping, step, out, rho_info,
@@ -244,7 +245,7 @@ def move_sites(
         out[n] = max(rho[n] + min(max(change, -limit), limit), 1e-6)
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def settle(
     cam, rays, host, poses, rho, start, frame, uv, info, logd, logd_info, prior, prior_info,
     scales, iterations, rho_info,

@@ -13,9 +13,10 @@ import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import so3_exp
+from stream4d.geometry.compiling import COMPILED
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def bilinear(image, u, v):
     x, y = int(u), int(v)
     fx, fy = u - x, v - y
@@ -24,7 +25,7 @@ def bilinear(image, u, v):
     return top * (1.0 - fy) + bottom * fy
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def relate(P, Q, R, t):
     """Write the camera-P-from-camera-Q rotation and translation of two camera-from-world poses."""
     for i in range(3):
@@ -34,14 +35,14 @@ def relate(P, Q, R, t):
         t[i] = P[i, 3] - R[i, 0] * Q[0, 3] - R[i, 1] * Q[1, 3] - R[i, 2] * Q[2, 3]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def carry(R, t, ray, rho, q):
     """Write q = R ray + rho t."""
     for i in range(3):
         q[i] = R[i, 0] * ray[0] + R[i, 1] * ray[1] + R[i, 2] * ray[2] + rho * t[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def move_pose(pose, xi):
     """Apply a left twist: rotation by exp, translation to first order, which is a valid retraction."""
     dR = np.empty((3, 3))
@@ -54,19 +55,19 @@ def move_pose(pose, xi):
         pose[i, 3] += xi[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def robust(sq, scale_sq):
     """Return the Geman–McClure weight of a squared error in σ²; scale_sq anneals from large to small (GNC)."""
     w = scale_sq / (scale_sq + sq)
     return w * w
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def square(info, u, v):
     """Return the squared error in σ² of a residual; ``info`` is (xx, xy, yy) of its inverse covariance."""
     return u * u * info[0] + 2.0 * u * v * info[1] + v * v * info[2]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def weigh(info, u, v):
     return info[0] * u + info[1] * v, info[1] * u + info[2] * v

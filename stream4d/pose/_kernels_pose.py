@@ -7,10 +7,11 @@ import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import solve_positive
+from stream4d.geometry.compiling import COMPILED
 from stream4d.pose._kernels_parts import move_pose, robust
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scale_sq, A, g, out):
     """Build the 6×6 system of one pose; ``out`` (N) receives squared errors in σ². Returns the robust cost.
 
@@ -73,7 +74,7 @@ def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scal
     return cost
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def _quadratic(A, x):
     total = 0.0
     for i in range(len(x)):
@@ -82,7 +83,7 @@ def _quadratic(A, x):
     return total
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(**COMPILED)
 def refine_pose(cam, dirs, centres, rho, rho_var, uv, info, pose, prior, schedule, errors):
     """Move ``pose`` (3, 4) to fit the patches; ``schedule`` lists the robust scale (σ²) of each iteration.
 

@@ -13,20 +13,21 @@ import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import so3_exp
+from stream4d.geometry.compiling import COMPILED
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 """Exact to rounding for rotations up to π and scales up to e: the integrand is entire."""
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def _cross(a, b, out):
     out[0] = a[1] * b[2] - a[2] * b[1]
     out[1] = a[2] * b[0] - a[0] * b[2]
     out[2] = a[0] * b[1] - a[1] * b[0]
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def _rotation_vector(R, out):
     """Write the logarithm of a rotation, angle in [0, π]."""
     out[0] = 0.5 * (R[2, 1] - R[1, 2])
@@ -48,7 +49,7 @@ def _rotation_vector(R, out):
             out[i] = angle * (R[i, k] + (1.0 if i == k else 0.0)) / length
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def _solve3(A, b, out):
     """Write A⁻¹ b by Cramer's rule."""
     c0 = A[1, 1] * A[2, 2] - A[1, 2] * A[2, 1]
@@ -72,7 +73,7 @@ def _solve3(A, b, out):
     ) / det
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def similarity_log(S, out):
     """Write the (7,) logarithm of a (3, 4) similarity."""
     det = (
@@ -92,7 +93,7 @@ def similarity_log(S, out):
     out[6] = sigma
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def between(A, B, out):
     """Write A⁻¹ B of two (3, 4) similarities."""
     sq = A[0, 0] * A[0, 0] + A[1, 0] * A[1, 0] + A[2, 0] * A[2, 0]
@@ -104,7 +105,7 @@ def between(A, B, out):
             out[i, j] = total / sq
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def adjoint_of(S, out):
     """Write the 7×7 with ``S exp(xi) S⁻¹ = exp(out xi)``."""
     sq = S[0, 0] * S[0, 0] + S[1, 0] * S[1, 0] + S[2, 0] * S[2, 0]
@@ -124,7 +125,7 @@ def adjoint_of(S, out):
     out[6, 6] = 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def inverse_right_jacobian(r, out):
     """Write 1 + ad/2 + ad²/12: ``log(exp(r) exp(xi)) ≈ r + out xi``."""
     ad = np.zeros((7, 7))
@@ -149,7 +150,7 @@ def inverse_right_jacobian(r, out):
         out[i, i] += 1.0
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def add_product(A, B, sign, out, transposed):
     """Add ``sign * A B`` (or ``Aᵀ B``) of 7×7 matrices."""
     for i in range(7):
@@ -160,7 +161,7 @@ def add_product(A, B, sign, out, transposed):
             out[i, j] += sign * total
 
 
-@njit(cache=True, nogil=True)
+@njit(**COMPILED)
 def move_similarity(S, xi):
     """Apply a right tangent: rotation and scale by exp, translation to first order, which is a valid retraction."""
     R = np.empty((3, 3))
