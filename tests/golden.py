@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stream4d.models.weights import Checkpoint, KeyMap, fit
+from stream4d.models.checkpoint import Checkpoint
+from stream4d.models.weights import KeyMap, fit
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL = ROOT.parent / "shared" / "golden"

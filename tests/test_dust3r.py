@@ -10,11 +10,11 @@ from families import check_prediction, make_frames, placed, run_windows, video_i
 from golden import Golden, Recorder, check_manifest
 
 from stream4d.geometry.camera import make_K
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.dust3r import fit_image
 from stream4d.models.dust3r_net import KEY_MAP, Dust3rConfig, Dust3rNet
 from stream4d.models.pointmaps import estimate_focal
 from stream4d.models.registry import create_model
-from stream4d.models.weights import Checkpoint
 from stream4d.packets import Window
 
 TINY = families.TINY["dust3r"]

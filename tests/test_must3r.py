@@ -17,6 +17,7 @@ from families import (
 from golden import Golden, Recorder, check_manifest, manifest
 
 from stream4d.errors import ModelError
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.crop_table import SIZES, fit_to_table
 from stream4d.models.dust3r import fit_image
 from stream4d.models.must3r import Must3rSession
@@ -34,7 +35,6 @@ from stream4d.models.overlap import PointIndex, direction_bins
 from stream4d.models.pointmaps import estimate_focal, rigid_fit
 from stream4d.models.registry import create_model
 from stream4d.models.resize import Fit
-from stream4d.models.weights import Checkpoint
 from stream4d.packets import Window
 
 TINY = families.TINY["must3r"]

@@ -16,15 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stream4d.errors import MissingDependencyError, WeightsError
-from stream4d.models import weights
-from stream4d.models.weights import (
-    Checkpoint,
-    KeyMap,
-    fit,
-    parse_constructor,
-    randomise,
-    read_checkpoint,
-)
+from stream4d.models import hub
+from stream4d.models.checkpoint import Checkpoint, parse_constructor, read_checkpoint
+from stream4d.models.weights import KeyMap, fit, randomise
 
 
 def net():
@@ -148,7 +142,7 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise OSError("no route to host\nand more")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    monkeypatch.setattr(weights, "_why_hub_is_unreachable", lambda: None)
+    monkeypatch.setattr(hub, "_why_hub_is_unreachable", lambda: None)
     with pytest.raises(WeightsError, match="no route to host") as error:
         read_checkpoint("owner/name")
     assert "owner/name" in one_line(error)
@@ -183,7 +177,7 @@ def test_hub_tries_the_usual_names(monkeypatch, tensors, tmp_path):
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(weights, "_why_hub_is_unreachable", lambda: None)
+    monkeypatch.setattr(hub, "_why_hub_is_unreachable", lambda: None)
     assert read_checkpoint("owner/name").tensors.keys() == tensors.keys()
     kind = "model"
     assert asked == [("owner/name", n, kind) for n in ("model.safetensors", "model.pt")]
@@ -208,7 +202,7 @@ def test_config_comes_with_safetensors_from_the_hub(has_config, monkeypatch, ten
         return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(weights, "_why_hub_is_unreachable", lambda: None)
+    monkeypatch.setattr(hub, "_why_hub_is_unreachable", lambda: None)
     read = read_checkpoint("owner/name")
     assert read.args == ({"img_size": [224, 224]} if has_config else {})
 
@@ -343,7 +337,7 @@ def test_licence_is_said_once(caplog):
 
 
 def test_hub_pattern_does_not_eat_paths():
-    assert weights._HUB_ID.match("naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt")
-    assert not weights._HUB_ID.match("/a/b")
-    assert not weights._HUB_ID.match("a/b/c")
-    assert not weights._HUB_ID.match("../b")
+    assert hub.HUB_ID.match("naver/DUSt3R_ViTLarge_BaseDecoder_512_dpt")
+    assert not hub.HUB_ID.match("/a/b")
+    assert not hub.HUB_ID.match("a/b/c")
+    assert not hub.HUB_ID.match("../b")

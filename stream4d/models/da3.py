@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stream4d.geometry.transforms import invert, rigid
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.da3_metric import to_metric
 from stream4d.models.da3_net import (
     SIZES,
@@ -40,7 +41,7 @@ from stream4d.models.family import (
 )
 from stream4d.models.pose_encoding import decode_cameras, encode_cameras
 from stream4d.models.resize import Fit
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
 FOV_RANGE_RAD = (0.05, 3.0)

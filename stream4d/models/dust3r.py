@@ -17,6 +17,7 @@ from stream4d.errors import ModelError
 from stream4d.geometry.camera import default_focal, make_K
 from stream4d.geometry.transforms import invert, transform_points
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.dust3r_net import (
     KEY_MAP,
     Dust3rConfig,
@@ -31,7 +32,7 @@ from stream4d.models.family import (
 )
 from stream4d.models.pointmaps import estimate_focal, pose_by_pnp, scale_between
 from stream4d.models.resize import Fit, fit_long_side, resampling
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
 SQUARES = (224, 336, 448)

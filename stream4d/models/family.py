@@ -26,8 +26,9 @@ from stream4d.errors import ModelError, WeightsError
 from stream4d.geometry.camera import unproject
 from stream4d.geometry.transforms import invert, transform_points, without_scale
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint, read_checkpoint
 from stream4d.models.resize import Fit
-from stream4d.models.weights import Checkpoint, KeyMap, fit, randomise, read_checkpoint
+from stream4d.models.weights import KeyMap, fit, randomise
 from stream4d.packets import Array, Frame, Prediction, State, VideoInfo, Window
 
 logger = logging.getLogger(__name__)

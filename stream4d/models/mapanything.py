@@ -21,6 +21,7 @@ from stream4d.errors import ModelError
 from stream4d.geometry.camera import centred_K, default_focal, make_K
 from stream4d.geometry.transforms import invert, rigid, transform_points
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.encoders import normalise_imagenet
 from stream4d.models.family import (
     ForeignModel,
@@ -40,7 +41,7 @@ from stream4d.models.mapanything_net import (
 )
 from stream4d.models.pose_encoding import matrix_from_quat_xyzw
 from stream4d.models.resize import Fit
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
 FOCAL_RANGE = (0.1, 20.0)

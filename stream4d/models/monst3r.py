@@ -28,6 +28,7 @@ from stream4d.models.alignment import (
     pose_matrices,
 )
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.dis import dis_flow, grey_image
 from stream4d.models.dust3r import Dust3rModel, Dust3rSession, Pair, anchored_prediction, fit_image
 from stream4d.models.dust3r_net import Dust3rConfig
@@ -37,7 +38,6 @@ from stream4d.models.monst3r_fusion import fused_depth, residual_motion, thinned
 from stream4d.models.pair_graph import make_pairs
 from stream4d.models.pairs import relative_motion
 from stream4d.models.resize import Fit
-from stream4d.models.weights import Checkpoint
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
 
 STATIC_PX = 1.5

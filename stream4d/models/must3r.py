@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stream4d.errors import ModelError
 from stream4d.geometry.camera import default_focal, make_K
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.crop_table import fit_to_table
 from stream4d.models.dust3r import fit_image
 from stream4d.models.family import (
@@ -38,7 +39,7 @@ from stream4d.models.must3r_net import (
 from stream4d.models.overlap import PointIndex
 from stream4d.models.pointmaps import estimate_focal, rigid_fit
 from stream4d.models.resize import Fit
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Array, Frame, VideoInfo
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stream4d.geometry.camera import centred_K
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.dust3r import Pair, anchored_prediction
 from stream4d.models.dust3r_net import CROCO_RENAMES, DPT_RENAMES
 from stream4d.models.family import ForeignModel, ForeignSession, check_options, numpy
@@ -39,7 +40,7 @@ from stream4d.models.siu3r_panoptic import (
     lift,
     segment,
 )
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
 
 _DECODER = r"^mask2former\.model\.transformer_module\.decoder"

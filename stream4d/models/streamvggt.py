@@ -18,6 +18,7 @@ from stream4d.errors import ModelError
 from stream4d.geometry.transforms import invert
 from stream4d.models.base import ModelCard
 from stream4d.models.blocks import KVCache, causal_frame_mask, image_size
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.family import (
     ForeignModel,
     FrameResult,
@@ -28,7 +29,7 @@ from stream4d.models.family import (
 from stream4d.models.pose_encoding import decode_cameras
 from stream4d.models.vggt import FOV_RANGE_RAD, fit_image, rigid_4x4
 from stream4d.models.vggt_net import VggtConfig, VggtNet, VggtOutput, key_map
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Frame, VideoInfo
 
 

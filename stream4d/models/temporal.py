@@ -28,13 +28,14 @@ from stream4d.errors import ModelError, WeightsError
 from stream4d.geometry.camera import scale_K
 from stream4d.models import fused
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import read_checkpoint
 from stream4d.models.convolution import Conv
 from stream4d.models.dis import grey_image, start_both_ways
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
 from stream4d.models.temporal_cues import InitialFlow
 from stream4d.models.temporal_net import STRIDE, FrameState, NetConfig, PairState, TemporalNet
 from stream4d.models.temporal_tokens import TokenMemory
-from stream4d.models.weights import KeyMap, fit, read_checkpoint
+from stream4d.models.weights import KeyMap, fit
 from stream4d.packets import Array, Frame, Prediction, State, VideoInfo, Window
 
 logger = logging.getLogger(__name__)

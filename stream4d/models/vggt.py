@@ -16,6 +16,7 @@ from PIL import Image
 
 from stream4d.geometry.transforms import invert, transform_points
 from stream4d.models.base import ModelCard
+from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.family import (
     ForeignModel,
     ForeignSession,
@@ -31,7 +32,7 @@ from stream4d.models.vggt_net import (
     VggtOutput,
     key_map,
 )
-from stream4d.models.weights import Checkpoint, KeyMap
+from stream4d.models.weights import KeyMap
 from stream4d.packets import Array, Prediction, VideoInfo, Window
 
 FOV_RANGE_RAD = (0.05, 3.0)
