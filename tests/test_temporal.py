@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stream4d.errors import ModelError, WeightsError
-from stream4d.models import flow_net, sampling, temporal, temporal_tokens
+from stream4d.models import flow_net, sampling, temporal, temporal_tokens, temporal_weights
 from stream4d.models.convolution import Conv, rectified
 from stream4d.models.flow_propagation import Propagation
 from stream4d.models.registry import create_model, model_card
@@ -582,7 +582,7 @@ def saved(path: Path, **metadata: str) -> Path:
     torch.manual_seed(0)
     net = TemporalNet(TINY)
     text = {
-        "format": temporal.FORMAT,
+        "format": temporal_weights.FORMAT,
         "config": json.dumps({f: getattr(TINY, f) for f in TINY.__slots__}),
     }
     half = {k: v.half() for k, v in net.state_dict().items()}

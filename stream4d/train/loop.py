@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stream4d.errors import TrainingError
-from stream4d.models.temporal import FORMAT
 from stream4d.models.temporal_net import ClipOutput, TemporalNet
+from stream4d.models.temporal_weights import FORMAT
 from stream4d.train.batches import Batches
 from stream4d.train.checkpoint import UNREADABLE, load_initial_weights, replace_whole
 from stream4d.train.clip import ClipBatch

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stream4d._version import __version__
 from stream4d.errors import TrainingError
-from stream4d.models.temporal import FORMAT, read_weights
+from stream4d.models.temporal_weights import FORMAT, read_weights
 
 MAX_BYTES = 25_000_000
 """What the wheel allows for weights."""
