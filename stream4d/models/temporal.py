@@ -1,7 +1,8 @@
 """The temporal model: small network with shipped weights, its options and its card.
 
-The network is in ``temporal_net``, what happens on a stream in ``temporal_session``. Licence of the weights: Apache-2.0; the encoder's grey branch began as XFeat
-(Potje et al., CVPR 2024, Apache-2.0). Limits are stated in ``docs/models.md``.
+The network is in ``temporal_net``, what happens on a stream in ``temporal_session``. Licence of the weights:
+Apache-2.0; the encoder's grey branch began as XFeat (Potje et al., CVPR 2024, Apache-2.0). Limits are stated in
+``docs/models.md``.
 """
 
 from __future__ import annotations
