@@ -21,13 +21,7 @@ from stream4d.models.base import ModelCard
 from stream4d.models.checkpoint import Checkpoint
 from stream4d.models.crop_table import fit_to_table
 from stream4d.models.dust3r import fit_image
-from stream4d.models.family import (
-    ForeignModel,
-    FrameResult,
-    NativeSession,
-    check_options,
-    numpy,
-)
+from stream4d.models.family import ForeignModel, check_options, numpy
 from stream4d.models.must3r_net import (
     KEY_MAP,
     Memory,
@@ -36,6 +30,7 @@ from stream4d.models.must3r_net import (
     Points,
     activate,
 )
+from stream4d.models.native import FrameResult, NativeSession
 from stream4d.models.overlap import PointIndex
 from stream4d.models.pointmaps import estimate_focal, rigid_fit
 from stream4d.models.resize import Fit

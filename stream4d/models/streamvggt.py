@@ -19,13 +19,8 @@ from stream4d.geometry.transforms import invert
 from stream4d.models.base import ModelCard
 from stream4d.models.blocks import KVCache, causal_frame_mask, image_size
 from stream4d.models.checkpoint import Checkpoint
-from stream4d.models.family import (
-    ForeignModel,
-    FrameResult,
-    NativeSession,
-    check_options,
-    numpy,
-)
+from stream4d.models.family import ForeignModel, check_options, numpy
+from stream4d.models.native import FrameResult, NativeSession
 from stream4d.models.pose_encoding import decode_cameras
 from stream4d.models.vggt import FOV_RANGE_RAD, fit_image, rigid_4x4
 from stream4d.models.vggt_net import VggtConfig, VggtNet, VggtOutput, key_map
