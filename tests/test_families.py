@@ -108,10 +108,10 @@ def test_session_goes_on_from_its_state(name):
 
 def test_memory_too_large_to_save_is_begun_anew(monkeypatch):
 
-    from stream4d.models import family
+    from stream4d.models import native
     from stream4d.packets import Window
 
-    monkeypatch.setattr(family, "RESUME_BYTES", 100)
+    monkeypatch.setattr(native, "RESUME_BYTES", 100)
     model = create_model("must3r", weights="random", **TINY_OPTIONS["must3r"])
     frames = make_frames(4, 96, 64)
     with model.session(video_info(96, 64)) as session:
