@@ -16,16 +16,13 @@ from stream4d.errors import ModelError
 from stream4d.geometry.camera import make_K
 from stream4d.geometry.transforms import rigid, so3_exp
 from stream4d.models.da3 import Views, key_map
+from stream4d.models.da3_config import METRIC_LARGE, SIZES, Da3Config, ResizeRule
 from stream4d.models.da3_metric import SKY_FROM, at_focal, fill_sky, to_metric
 from stream4d.models.da3_net import (
-    METRIC_LARGE,
-    SIZES,
-    Da3Config,
     Da3Net,
     Da3Output,
     MonoOutput,
     NestedNet,
-    ResizeRule,
     reference_first,
     reference_view,
     take_views,

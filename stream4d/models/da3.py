@@ -20,15 +20,9 @@ from torch import Tensor, nn
 from stream4d.geometry.transforms import invert, rigid
 from stream4d.models.base import ModelCard
 from stream4d.models.checkpoint import Checkpoint
+from stream4d.models.da3_config import SIZES, Da3Config
 from stream4d.models.da3_metric import to_metric
-from stream4d.models.da3_net import (
-    SIZES,
-    Da3Config,
-    Da3Net,
-    Da3Output,
-    MonoOutput,
-    NestedNet,
-)
+from stream4d.models.da3_net import Da3Net, Da3Output, MonoOutput, NestedNet
 from stream4d.models.da3_rays import camera_from_rays
 from stream4d.models.da3_resize import fit_image
 from stream4d.models.encoders import normalise_imagenet

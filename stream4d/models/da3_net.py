@@ -1,4 +1,4 @@
-"""The networks of Depth Anything 3: backbone that alternates views, dense head with rays, camera modules.
+"""The networks of Depth Anything 3: the backbone that alternates views, and what is built on it.
 
 See ``da3.py`` for the paper and what is made of the outputs.
 """
@@ -6,84 +6,16 @@ See ``da3.py`` for the paper and what is made of the outputs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream4d.models.blocks import Block, Mlp, Rope, image_size, rope_2d
+from stream4d.models.blocks import Rope, image_size, rope_2d
+from stream4d.models.da3_config import Da3Config, Reference
+from stream4d.models.da3_heads import CameraDecoder, CameraEncoder, DenseHead, RayHead
 from stream4d.models.encoders import DinoEncoder, special_token_rope
-from stream4d.models.heads import Dpt, fusion_chain, resize_bilinear, uv_map
-
-ResizeRule = Literal[
-    "upper_bound_resize", "upper_bound_crop", "lower_bound_resize", "lower_bound_crop"
-]
-Reference = Literal["saddle_balanced", "saddle_sim_range", "first", "middle"]
-"""Which view is the reference; see `reference_view`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Da3Config:
-    """Sizes of the network; the defaults are those of DA3-BASE."""
-
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    swiglu: bool = False
-    patch_grid: int = 37
-    alternate_from: int | None = 4
-    """First block of the part that alternates views; None: every view stays alone (metric network)."""
-    taps: tuple[int, int, int, int] = (5, 7, 9, 11)
-    """Blocks whose tokens the dense head reads; only these are kept."""
-    dpt_layers: tuple[int, int, int, int] = (96, 192, 384, 768)
-    dpt_features: int = 128
-    camera_encoder_depth: int = 4
-    camera_encoder_heads: int = 16
-    ray_head: bool = False
-    """Build the ray map's branch of the dense head; without it its weights are not loaded."""
-    pose_from: Literal["token", "rays"] = "token"
-    """Where cameras come from: the camera head, or a fit to the map of rays (slower, more accurate)."""
-    metric: Da3Config | None = None
-    """The second network of the nested model: metric scale and sky."""
-    reference: Reference = "saddle_balanced"
-    """How the reference view is picked."""
-    sky: Literal["unknown", "far"] = "unknown"
-    """What the nested model says of the sky: no depth, or the depth of the farthest things."""
-    resolution: int = 504
-    """Side of the network's image: the long one for ``upper_bound_*``, the short one for ``lower_bound_*``."""
-    resize: ResizeRule = "upper_bound_resize"
-    """How frames come to multiples of 14: stretched (``*_resize``) or cut (``*_crop``)."""
-    head_chunk: int = 4
-    """Frames that pass through the dense head together: bounds memory."""
-
-    @property
-    def is_mono(self) -> bool:
-        """True for the metric network."""
-        return self.alternate_from is None
-
-
-_LARGE = Da3Config(
-    dim=1024,
-    depth=24,
-    heads=16,
-    alternate_from=8,
-    taps=(11, 15, 19, 23),
-    dpt_layers=(256, 512, 1024, 1024),
-    dpt_features=256,
-)
-_GIANT = replace(
-    _LARGE, dim=1536, depth=40, heads=24, swiglu=True, alternate_from=13, taps=(19, 27, 33, 39)
-)
-METRIC_LARGE = replace(_LARGE, alternate_from=None, taps=(4, 11, 17, 23))
-SIZES = {
-    "da3-small": Da3Config(dim=384, heads=6, dpt_layers=(48, 96, 192, 384), dpt_features=64),
-    "da3-base": Da3Config(),
-    "da3-large": _LARGE,
-    "da3-giant": _GIANT,
-    "da3-nested": replace(_GIANT, metric=METRIC_LARGE),
-}
 
 
 class Da3Tokens(NamedTuple):
@@ -241,124 +173,6 @@ def reference_first(reference: Tensor, views: int) -> Tensor:  # (B,) -> (B, T)
 def take_views(x: Tensor, order: Tensor) -> Tensor:  # (B, T, ...), (B, T)
     """Reorder views."""
     return x[torch.arange(len(x), device=x.device)[:, None], order]
-
-
-class DenseHead(Dpt):
-    """DPT head of depth and confidence, with a second chain of fusions for rays, or depth and sky."""
-
-    def __init__(self, config: Da3Config) -> None:
-        width = config.dim if config.is_mono else 2 * config.dim
-        super().__init__(
-            in_dims=width,
-            layer_dims=config.dpt_layers,
-            features=config.dpt_features,
-            rectified_skip=False,
-            token_norm=not config.is_mono,
-            uv_embed=not config.is_mono,
-            exact_sizes=True,
-        )
-        features = config.dpt_features
-        self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.scratch.output_conv2 = self._last(features, 1 if config.is_mono else 2)
-        if config.is_mono:
-            self.scratch.sky_output_conv2 = self._last(features, 1)
-
-    @staticmethod
-    def _last(features: int, channels: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, channels, 1)
-        )
-
-    def forward(
-        self, tokens: Sequence[Tensor], grid: tuple[int, int], image_size: tuple[int, int]
-    ) -> Tensor:  # 4 × (B, N, C) -> (B, 2, H, W), not activated
-        return self.to_image(self.fuse(self.pyramid(tokens, grid, image_size)), image_size)
-
-    def to_image(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Finish the main chain at the image's size."""
-        x = resize_bilinear(self.scratch.get_submodule("output_conv1")(x), size)
-        if self.uv_embed:
-            x = x + uv_map(x, size)
-        out = self.scratch.get_submodule("output_conv2")(x)
-        if hasattr(self.scratch, "sky_output_conv2"):
-            out = torch.cat([out, self.scratch.get_submodule("sky_output_conv2")(x)], dim=1)
-        return out
-
-
-class RayHead(DenseHead):
-    """Dense head that also predicts a map of rays from the finest of four auxiliary levels."""
-
-    def __init__(self, config: Da3Config) -> None:
-        super().__init__(config)
-        features = config.dpt_features
-        for name, fusion in fusion_chain(features, rectified_skip=False).items():
-            self.scratch.add_module(f"{name}_aux", fusion)
-        half = features // 2
-        self.scratch.output_conv1_aux = nn.Sequential(
-            *(nn.Conv2d(*pair, 3, padding=1) for pair in [(features, half), (half, features)] * 2),
-            nn.Conv2d(features, half, 3, padding=1),
-        )
-        self.scratch.output_conv2_aux = nn.Sequential(
-            nn.Conv2d(half, 32, 3, padding=1),
-            nn.Identity(),
-            ChannelNorm(32),
-            nn.Identity(),
-            nn.ReLU(),
-            nn.Conv2d(32, 7, 1),
-        )
-
-    def with_rays(
-        self, tokens: Sequence[Tensor], grid: tuple[int, int], image_size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Return what ``forward`` does, and (B, 7, 8·rows, 8·columns) rays and confidence."""
-        levels = self.pyramid(tokens, grid, image_size)
-        x = self.scratch.get_submodule("output_conv1_aux")(self.fuse(levels, "_aux"))
-        rays = self.scratch.get_submodule("output_conv2_aux")(x + uv_map(x, image_size))
-        return self.to_image(self.fuse(levels), image_size), rays
-
-
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of a map (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-class CameraDecoder(nn.Module):
-    """Camera token → pose encoding, camera-to-world."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU()
-        )
-        self.fc_t = nn.Linear(dim, 3)
-        self.fc_qvec = nn.Linear(dim, 4)
-        self.fc_fov = nn.Sequential(nn.Linear(dim, 2), nn.ReLU())
-
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, T, C) -> (B, T, 9)
-        x = self.backbone(tokens)
-        return torch.cat([self.fc_t(x), self.fc_qvec(x), self.fc_fov(x)], dim=-1)
-
-
-class CameraEncoder(nn.Module):
-    """Given cameras → camera tokens."""
-
-    def __init__(self, config: Da3Config) -> None:
-        super().__init__()
-        dim, heads = config.dim, config.camera_encoder_heads
-        self.pose_branch = Mlp(9, dim // 2, dim)
-        self.token_norm = nn.LayerNorm(dim)
-        self.trunk = nn.Sequential(
-            *(
-                Block(dim, heads, eps=1e-5, layer_scale=0.01)
-                for _ in range(config.camera_encoder_depth)
-            )
-        )
-        self.trunk_norm = nn.LayerNorm(dim)
-
-    def forward(self, encoding: Tensor) -> Tensor:  # (B, T, 9) camera-to-world -> (B, T, C)
-        return self.trunk_norm(self.trunk(self.token_norm(self.pose_branch(encoding))))
 
 
 class Da3Net(nn.Module):

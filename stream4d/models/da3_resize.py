@@ -8,7 +8,7 @@ from typing import get_args
 import cv2
 
 from stream4d.errors import ModelError
-from stream4d.models.da3_net import ResizeRule
+from stream4d.models.da3_config import ResizeRule
 from stream4d.models.resize import Fit
 from stream4d.packets import Array
 
