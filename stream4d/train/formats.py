@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -82,13 +83,7 @@ def read_h5(path: Path, key: str) -> Array:
     Raises:
         MissingDependencyError: h5py is not installed.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError(
-            "h5py", needed_for=f"reading {path.name}", extra="train"
-        ) from error
-    with h5py.File(path, "r") as file:
+    with _package("h5py", path).File(path, "r") as file:
         if key not in file:
             raise TrainingError(f"{str(path)!r} holds {sorted(file)}, not {key!r}")
         return np.asarray(file[key])
@@ -109,15 +104,19 @@ def read_exr(path: Path) -> Array:  # (H, W)
     Raises:
         MissingDependencyError: OpenEXR is not installed.
     """
-    try:
-        import OpenEXR
-    except ImportError as error:
-        raise MissingDependencyError(
-            "OpenEXR", needed_for=f"reading {path.name}", extra="train"
-        ) from error
-    channels = OpenEXR.File(str(path)).channels()
+    channels = _package("OpenEXR", path).File(str(path)).channels()
     pixels = np.asarray(next(iter(channels.values())).pixels, np.float32)
     return pixels[..., 0] if pixels.ndim == 3 else pixels
+
+
+def _package(name: str, path: Path) -> Any:
+    """Import what reads a file, or say that it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependencyError(
+            name, needed_for=f"reading {path.name}", extra="train"
+        ) from error
 
 
 def stack(read: Callable[[Path], Array], paths: Sequence[Path]) -> Array:
