@@ -21,6 +21,7 @@ import numpy as np
 from stream4d.errors import ModelError
 from stream4d.models.base import ModelCard
 from stream4d.models.dis import PRESETS, Preset, grey_image, start_both_ways
+from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
 
 CARD = ModelCard(
@@ -119,7 +120,13 @@ class ClassicalSession:
             start_both_ways(a, b, self._preset, self._pool) for a, b in itertools.pairwise(grey)
         ]
         for i, (there, back) in enumerate(found):
-            flow[i], flow_backward[i] = there.result(), back.result()
+            flow[i], flow_backward[i] = mend_hard_pair(
+                grey[i],
+                grey[i + 1],
+                BothWays(there.result(), back.result()),
+                window.frames[i].K,
+                self._pool,
+            )
             sigma[i] = flow_sigma(flow[i], flow_backward[i])
         return Prediction(
             flow=flow if T > 1 else None,

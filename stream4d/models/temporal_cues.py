@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from stream4d.models.dis import dis_flow, grey_image
+from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
 from stream4d.packets import Array
 
 InitialFlow = Literal["none", "ultrafast", "fast", "medium"]
@@ -23,4 +24,5 @@ def initial_flow(
     if preset == "none":
         return np.zeros((2, *a.shape[:2], 2), np.float32)
     first, second = grey_image(a), grey_image(b)
-    return np.stack([dis_flow(first, second, preset), dis_flow(second, first, preset)])
+    flows = BothWays(dis_flow(first, second, preset), dis_flow(second, first, preset))
+    return np.stack(mend_hard_pair(first, second, flows))

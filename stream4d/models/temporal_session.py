@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from stream4d.geometry.camera import scale_K
 from stream4d.models import fused
 from stream4d.models.dis import grey_image, start_both_ways
+from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
 from stream4d.models.temporal_net import STRIDE, FrameState, PairState
 from stream4d.models.temporal_tokens import TokenMemory
@@ -49,6 +50,8 @@ class _Ahead(NamedTuple):
     rgb: Array
     """As the network sees it."""
     state: Future[FrameState]
+    greys: tuple[Array, Array] | None
+    """The frame before and this one, as DIS sees them."""
     flows: tuple[Future[Array], Future[Array]] | None
     """DIS from the frame before, and back."""
 
@@ -103,11 +106,11 @@ class TemporalSession:
         before = self._last_rgb
         for frame in frames:
             rgb, image = self._network_image(frame.rgb)
-            flows = None
+            greys = flows = None
             if preset != "none" and before is not None and before.shape == rgb.shape:
                 greys = grey_image(before), grey_image(rgb)
                 flows = start_both_ways(*greys, preset, self._dis)
-            out.append(_Ahead(frame, rgb, self._observer.submit(self._observe, image), flows))
+            out.append(_Ahead(frame, rgb, self._observer.submit(self._observe, image), greys, flows))
             before = rgb
         return out
 
@@ -122,15 +125,18 @@ class TemporalSession:
         before = self._last
         if self._last_rgb is None or self._last_rgb.shape != ahead.rgb.shape:
             before = None
+        lens = self._lens(frame, ahead.rgb)
         initial = np.zeros((2, *ahead.rgb.shape[:2], 2), np.float32)
-        if ahead.flows is not None:
-            initial = np.stack([flow.result() for flow in ahead.flows])
+        if ahead.greys is not None and ahead.flows is not None:
+            dis = BothWays(*(flow.result() for flow in ahead.flows))
+            K = None if frame.K is None else lens
+            initial = np.stack(mend_hard_pair(*ahead.greys, dis, K, self._dis))
         pair = self._model.net.relate(
             before or state,
             state,
             _pad(torch.from_numpy(initial).permute(0, 3, 1, 2).to(self._model.device)),
             self._motion if before else None,
-            self._lens(frame, ahead.rgb),
+            torch.from_numpy(lens).float()[None].to(self._model.device),
             both=False,
             iterations=self._model.options.iterations or None,
         )
@@ -138,13 +144,13 @@ class TemporalSession:
         self._motion = pair.maps.motion[-1:].clone() if before else None
         self._keep(frame, pair, frame.index - 1 if before else None, float(state.focal[0]))
 
-    def _lens(self, frame: Frame, rgb: Array) -> Tensor:  # (1, 3, 3)
+    def _lens(self, frame: Frame, rgb: Array) -> Array:  # (3, 3)
         """Return the intrinsics of the image that the network sees; the focal length is NaN where it is not given."""
         h, w = rgb.shape[:2]
         K = np.array([[np.nan, 0, (w - 1) / 2], [0, np.nan, (h - 1) / 2], [0, 0, 1]])
         if frame.K is not None:
             K = scale_K(frame.K, w / frame.rgb.shape[1], h / frame.rgb.shape[0])
-        return torch.from_numpy(K).float()[None].to(self._model.device)
+        return K
 
     def _network_image(self, rgb: Array) -> tuple[Array, Tensor]:
         """Shrink where needed; return the frame that the network sees and its padded tensor."""

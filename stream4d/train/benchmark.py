@@ -16,8 +16,8 @@ import numpy as np
 
 from stream4d.config import ReaderConfig
 from stream4d.errors import TrainingError
+from stream4d.models.dis import dis_flow, grey_image
 from stream4d.models.temporal import TemporalModel
-from stream4d.models.temporal_cues import initial_flow
 from stream4d.packets import Array, Frame, Prediction, VideoInfo, Window
 from stream4d.reader.base import open_video
 from stream4d.reader.windows import sliding_windows
@@ -108,7 +108,7 @@ def score_pairs(folder: Path, model: TemporalModel, side: int) -> list[Scores]:
         name = stem.rpartition("_")[0] or stem
         scores = found.setdefault(name, Scores(name))
         a, b = (_shrink(image, side) for image in images)
-        _score_flow(_flow_of(model, a, b), initial_flow(a, b, "medium")[0], truth, valid, scores)
+        _score_flow(_flow_of(model, a, b), _dis(a, b), truth, valid, scores)
     return list(found.values())
 
 
@@ -120,6 +120,10 @@ def _flow_of(model: TemporalModel, a: Array, b: Array) -> Array:
         flow = session.step(Window(index=0, frames=frames, overlap=0)).flow
     assert flow is not None
     return np.asarray(flow[0])
+
+
+def _dis(a: Array, b: Array) -> Array:  # (H, W, 3) uint8 twice -> (H, W, 2)
+    return dis_flow(grey_image(a), grey_image(b), "medium")
 
 
 def _score_flow(found: Array, dis: Array, truth: Array, valid: Array, scores: Scores) -> None:
@@ -149,7 +153,7 @@ def _score_motion(
         truth, valid = read_flow(truth_path)
         _score_flow(
             prediction.flow[t],
-            initial_flow(frame.rgb, later.rgb, "medium")[0],
+            _dis(frame.rgb, later.rgb),
             truth,
             valid,
             scores,
