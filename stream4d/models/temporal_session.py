@@ -110,7 +110,9 @@ class TemporalSession:
             if preset != "none" and before is not None and before.shape == rgb.shape:
                 greys = grey_image(before), grey_image(rgb)
                 flows = start_both_ways(*greys, preset, self._dis)
-            out.append(_Ahead(frame, rgb, self._observer.submit(self._observe, image), greys, flows))
+            out.append(
+                _Ahead(frame, rgb, self._observer.submit(self._observe, image), greys, flows)
+            )
             before = rgb
         return out
 
