@@ -17,16 +17,17 @@ from stream4d import config as settings
 from stream4d.config import RunConfig
 from stream4d.devices import usable
 from stream4d.errors import ConfigError, StoreError
-from stream4d.models.base import PointmapModel, Session
+from stream4d.models.base import PointmapModel, Rehearses, Session
 from stream4d.models.registry import create_model, model_card
 from stream4d.packets import PosedFrame, Sink, State
 from stream4d.pose.chain import PoseChain
-from stream4d.pose.rehearsal import Rehearsal
+from stream4d.pose.rehearsal import LOOP_STEPS
 from stream4d.pose.tracks import PointTracker
 from stream4d.predicting import predict
 from stream4d.reader import open_video
 from stream4d.reader.base import VideoReader
 from stream4d.reader.windows import sliding_windows
+from stream4d.rehearsal import Rehearsal
 from stream4d.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Reconstruction:
             self.session: Session = stack.enter_context(self.model.session(self.info))
             self.chain = PoseChain(self.config.chain, self.info)
             self.tracker = PointTracker(self.config.tracks, self.info)
-            self._rehearsal = Rehearsal()
+            self._rehearsal = Rehearsal(_late_steps(self.config, self.session))
             stack.callback(self._rehearsal.stop)
             self.size, self.overlap = _window_shape(self.config, self.model)
             self.sinks = [stack.enter_context(sink) for sink in self._open_sinks()]
@@ -118,8 +119,7 @@ class Reconstruction:
             self.tracker.follow(window, prediction)
             for frame in self._emit(self.chain.extend(window, prediction)):
                 yield frame
-                if self.config.chain.loop_closure:
-                    self._rehearsal.start()  # not before: what the first frame needs comes first
+                self._rehearsal.start()  # not before: what the first frame needs comes first
             next_frame = window.frames[-1].index + 1 - self.overlap
             self._commit(next_frame, window.index + 1, session_state)
             if self._stopped:
@@ -264,6 +264,12 @@ def _build_model(config: RunConfig) -> PointmapModel:
     has_network = model_card(chosen.name).parameters_m > 0
     device = usable(chosen.device, has_network=has_network)
     return create_model(chosen.name, weights=chosen.weights, device=device, **chosen.options)
+
+
+def _late_steps(config: RunConfig, session: Session) -> list[Callable[[], None]]:
+    """Return what a run may come to need late, on the least of data."""
+    steps = [session.rehearse] if isinstance(session, Rehearses) else []
+    return [*steps, *(LOOP_STEPS if config.chain.loop_closure else ())]
 
 
 def _window_shape(config: RunConfig, model: PointmapModel) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -19,6 +18,14 @@ from tests.interpreted import run_without_compilation
 from tests.synthetic import Scene
 
 STILL = Scene(balls=(), width=256, height=192, focal=220.0)
+
+
+HARD = Scene("walk", balls=(), width=256, height=192, focal=220.0)
+
+
+def hard_pair() -> tuple[Array, Array, BothWays]:
+    """Return images 0 and 16 of ``HARD`` and the flow between them, most of which is wrong."""
+    return pair(HARD, 0, 16)
 
 
 def pair(scene: Scene, a: float, b: float) -> tuple[Array, Array, BothWays]:
@@ -55,13 +62,12 @@ def test_images_beyond_the_budget_are_searched_smaller(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("given", [True, False])
 def test_a_hard_pair_is_mended_with_and_without_the_focal_length(given: bool) -> None:
-    scene = replace(STILL, path="walk")
-    first, second, flows = pair(scene, 0, 16)
+    first, second, flows = hard_pair()
     assert (returns(*flows) <= 1).mean() < epipolar_sweep.HARD_SHARE
     with ThreadPoolExecutor(2) as pool:
-        mended = mend_hard_pair(first, second, flows, scene.K if given else None, pool)
+        mended = mend_hard_pair(first, second, flows, HARD.K if given else None, pool)
     for found, before, (a, b) in zip(mended, flows, ((0, 16), (16, 0)), strict=True):
-        truth, visible = scene.flow(a, b)
+        truth, visible = HARD.flow(a, b)
         assert wrong_share(found, truth, visible) < 0.6 * wrong_share(before, truth, visible)
 
 

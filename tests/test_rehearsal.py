@@ -1,4 +1,4 @@
-"""The rehearsal of loop closure: the kernels that a real loop calls, of the same types, and nothing else."""
+"""What is rehearsed: the kernels that a real loop or a hard frame pair calls, of the same types, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import numba
 import pytest
 
 from stream4d.geometry import _kernels_algebra
+from stream4d.models import _kernels_rigid, _kernels_sweep, epipolar_sweep
+from stream4d.models.epipolar_sweep import mend_hard_pair
 from stream4d.pose import _kernels_graph, _kernels_loops, _kernels_similarity, loops
-from stream4d.pose.rehearsal import Rehearsal
+from stream4d.pose.rehearsal import LOOP_STEPS
+from stream4d.rehearsal import Rehearsal
+from tests.test_epipolar_sweep import HARD, hard_pair
 from tests.test_loops import TIMES, Journey
 
 KERNELS = {
@@ -23,7 +27,18 @@ KERNELS = {
 """What loop closure calls from Python."""
 
 
-def recorded(patch: pytest.MonkeyPatch, act: Callable[[], Any]) -> dict[str, set[tuple[Any, ...]]]:
+SWEEP_KERNELS = {
+    _kernels_sweep: ("census", "line_costs", "aggregate", "cheapest", "costs_of_flow"),
+    _kernels_rigid: ("fit_rotation", "baseline_moments", "fit_motion"),
+}
+"""What a hard frame pair calls."""
+
+
+def recorded(
+    patch: pytest.MonkeyPatch,
+    act: Callable[[], Any],
+    kernels: dict[types.ModuleType, tuple[str, ...]] = KERNELS,
+) -> dict[str, set[tuple[Any, ...]]]:
     """Return the types of arguments that each kernel was called with meanwhile."""
     calls: dict[str, set[tuple[Any, ...]]] = {}
 
@@ -37,7 +52,7 @@ def recorded(patch: pytest.MonkeyPatch, act: Callable[[], Any]) -> dict[str, set
         patch.setattr(module, name, call)
 
     with patch.context() as patch:
-        for module, names in KERNELS.items():
+        for module, names in kernels.items():
             for name in names:
                 listen(module, name)
         act()
@@ -45,7 +60,7 @@ def recorded(patch: pytest.MonkeyPatch, act: Callable[[], Any]) -> dict[str, set
 
 
 def rehearse() -> None:
-    rehearsal = Rehearsal()
+    rehearsal = Rehearsal(LOOP_STEPS)
     rehearsal.start()
     rehearsal.start()
     rehearsal.wait()
@@ -62,9 +77,20 @@ def test_a_real_loop_needs_no_kernel_that_was_not_rehearsed(
     assert recorded(monkeypatch, rehearse) == real
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_a_hard_pair_needs_no_kernel_that_was_not_rehearsed(
+    given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, flows = hard_pair()
+    K = HARD.K if given else None
+    real = recorded(monkeypatch, lambda: mend_hard_pair(first, second, flows, K), SWEEP_KERNELS)
+    assert all(real.values())
+    assert recorded(monkeypatch, epipolar_sweep.rehearse, SWEEP_KERNELS) == real
+
+
 def test_a_stopped_rehearsal_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin_stopped() -> None:
-        rehearsal = Rehearsal()
+        rehearsal = Rehearsal(LOOP_STEPS)
         rehearsal.stop()
         rehearsal.start()
         rehearsal.wait()

@@ -72,6 +72,14 @@ class RunsAhead(Protocol):
         """Return a function that gives the state as it is now, whatever the session does meanwhile."""
 
 
+@runtime_checkable
+class Rehearses(Protocol):
+    """A session that may need kernels late in a run: the pipeline has them compiled early, in a thread."""
+
+    def rehearse(self) -> None:
+        """Call those kernels once, on little."""
+
+
 class PointmapModel(Protocol):
     """Weights and architecture, shared by any number of sessions."""
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from stream4d.errors import ModelError
+from stream4d.models import epipolar_sweep
 from stream4d.models.base import ModelCard
 from stream4d.models.dis import PRESETS, Preset, grey_image, start_both_ways
 from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
@@ -133,6 +134,10 @@ class ClassicalSession:
             flow_backward=flow_backward if T > 1 else None,
             flow_uncertainty=sigma if T > 1 else None,
         )
+
+    def rehearse(self) -> None:
+        """Call what only hard frame pairs need."""
+        epipolar_sweep.rehearse()
 
     def state(self) -> State:
         """Nothing to remember."""

@@ -104,6 +104,15 @@ def mend_hard_pair(
     )
 
 
+def rehearse() -> None:
+    """Mend a tiny pair of noise: all kernels are called, of the types that they are called with later."""
+    grey = np.random.default_rng(0).integers(0, 256, (24, 32)).astype(np.uint8)
+    start = np.stack(np.meshgrid(np.arange(8.0), np.arange(6.0)), -1).reshape(-1, 2)
+    find_motion(start, start + 0.1, np.ones(len(start)), 32.0, focal_known=False)
+    flow = sweep(grey, grey, np.diag([32.0, 32.0, 1.0]), np.eye(3), np.array([1.0, 0.0, 0.0]))
+    _cost(flow, [_census(grey)] * 2)
+
+
 def _motion(
     flow: Array, misses: Array, focal: float, centre: Array, *, focal_known: bool
 ) -> RigidMotion | None:
@@ -118,7 +127,7 @@ def _motion(
         return None
     moved = flow[y, x].astype(np.float64)
     start = np.column_stack([x, y]) - centre
-    doubt = MISS_PX * (0.1 + misses[y, x])
+    doubt = MISS_PX * (0.1 + misses[y, x].astype(np.float64))
     motion = find_motion(start, start + moved, doubt, focal, focal_known=focal_known)
     return motion if motion.direction.any() else None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stream4d.geometry.camera import scale_K
-from stream4d.models import fused
+from stream4d.models import epipolar_sweep, fused
 from stream4d.models.dis import grey_image, start_both_ways
 from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
@@ -211,6 +211,10 @@ class TemporalSession:
                     sigma=_numpy(sigma),
                 )
         self._maps[frame.index] = kept
+
+    def rehearse(self) -> None:
+        """Call what only hard frame pairs need."""
+        epipolar_sweep.rehearse()
 
     def state(self) -> State:
         """Everything the next step depends on, as arrays; ``restore`` continues exactly."""
