@@ -24,7 +24,7 @@ TRUE = float(np.log(400.0))
 
 def window(focal: Focal, says: float, sigma: float) -> None:
     """Let the filter hear of a window that would put log focal at ``says``, by itself, with so much information."""
-    own, held = 1 / sigma**2, focal.doubt * focal.info
+    own, held = 1 / sigma**2, focal.held_info
     focal.weigh((own * says + held * focal.mean) / (own + held), own + held, 0.0, SIZE)
 
 

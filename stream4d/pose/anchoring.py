@@ -179,7 +179,6 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
         local_map.set_focal(begun.focal / local_map.K[0, 0])
         progress.focal.forget()  # the frames that turned are in the map
         progress.focal.fresh = len(chosen)
-        progress.focal_info = progress.focal.info
     origin = square(local_map.poses[0])
     local_map.rho[rows], local_map.rho_info[rows] = begun.rho, begun.rho_info
     local_map.prior[rows], local_map.prior_info[rows] = begun.rho, 1e-6

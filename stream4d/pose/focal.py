@@ -57,7 +57,20 @@ class Focal:
     @property
     def settled(self) -> bool:
         """True where the map and all before it leave little doubt."""
-        return self.info + self.window_info > SETTLED_SIGMA**-2
+        return self.sigma < SETTLED_SIGMA
+
+    @property
+    def sigma(self) -> float:
+        """1σ of log focal, by all that is known."""
+        return float((self.info + self.window_info) ** -0.5)
+
+    @property
+    def held_info(self) -> float:
+        """Information with which what is known holds log focal in an adjustment of the window at hand.
+
+        The window's normal equations believe in too much; so that what is known weighs its share, it is raised alike.
+        """
+        return self.doubt * self.info
 
     @property
     def best(self) -> float:
@@ -66,7 +79,7 @@ class Focal:
         return total / (self.info + self.window_info)
 
     def weigh(self, mean: float, posterior: float, spread: float, size: int) -> None:
-        """Hear of an adjustment in which ``doubt * info`` held the focal length.
+        """Hear of an adjustment in which ``held_info`` held the focal length.
 
         ``mean`` and ``posterior`` are where log focal came to lie and its stated information, the prior in it;
         ``spread`` is its variance over explanations of the window that are nearly as good.

@@ -168,11 +168,18 @@ class LocalMap:
 
     def world_points(self, rows: Array) -> Array:  # (n,) -> (n, 3)
         """Return where patches are in the world."""
-        directions, centres = self.world_rays(rows)
-        return np.asarray(centres + directions / self.rho[rows, None])
+        return world_points(self.rays[rows], self.poses[self.host[rows]], self.rho[rows])
 
 
 def world_rays(rays: Array, hosts: Array) -> tuple[Array, Array]:  # (n, 3), (n, 3, 4)
     """Return directions and host centres in the world, each (n, 3); ``hosts`` are camera-from-world."""
     Rt = np.swapaxes(hosts[:, :, :3], 1, 2)
     return (Rt @ rays[..., None])[..., 0], -(Rt @ hosts[:, :, 3:])[..., 0]
+
+
+def world_points(
+    rays: Array, hosts: Array, rho: Array
+) -> Array:  # (n, 3), (n, 3, 4), (n,) -> (n, 3)
+    """Return the points at inverse depths along rays of their hosts."""
+    directions, centres = world_rays(rays, hosts)
+    return np.asarray(centres + directions / rho[:, None])

@@ -11,7 +11,7 @@ from stream4d.geometry import camera, transforms
 from stream4d.packets import Array, PosedFrame
 from stream4d.pose import track
 from stream4d.pose.global_adjustment import MIN_SITES, Problem
-from stream4d.pose.map import world_rays
+from stream4d.pose.map import world_points, world_rays
 from stream4d.pose.sites import Recorded, Sites, cam_from_world, find_sites, read_log_depth
 
 
@@ -85,8 +85,7 @@ def _map_scale(
     if len(rows) < MIN_SITES:
         return 1.0
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
-    directions, centres = world_rays(rays, solved.poses[sites.host[rows]])
-    points = centres + directions / solved.rho[rows, None]
+    points = world_points(rays, solved.poses[sites.host[rows]], solved.rho[rows])
     z = transforms.transform_points(transforms.invert(pose), points)[:, 2]
     logd, known = read_log_depth(frame, uv)
     good = (known > 0) & (z > 0)

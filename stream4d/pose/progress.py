@@ -20,7 +20,6 @@ from stream4d.pose.state import nested, pack, part, unpack
 _SCALARS = (
     "started",
     "focal_known",
-    "focal_info",
     "segment",
     "lost",
     "tracked_before",
@@ -40,8 +39,6 @@ class Progress:
     started: bool = False
     """True while the map has depth."""
     focal_known: bool = False
-    focal_info: float = 0.0
-    """1/variance of log focal, all that is known of it."""
     focal: Focal = field(default_factory=Focal)
     """What is known of it besides what the map shows."""
     segment: int = 0

@@ -33,7 +33,6 @@ def calibrate(progress: Progress) -> None:
     _adjust(progress, _choose(progress) if looked else 0.0)
     if known.settled and not was_settled and not looked:
         _adjust(progress, _choose(progress))
-    progress.focal_info = known.info + known.window_info
     if taken_up:
         known.take_up(known.fresh / len(order))
     after = _way(local_map, order)
@@ -51,7 +50,7 @@ def _adjust(progress: Progress, spread: float) -> None:
     local_map, known = progress.map, progress.focal
     now = float(np.log(local_map.K[0, 0]))
     result = refine.adjust_map(
-        local_map, local_map.order[1:], focal_info=known.doubt * known.info, focal_offset=known.mean - now,
+        local_map, local_map.order[1:], focal_info=known.held_info, focal_offset=known.mean - now,
         inherited=INHERITED_SHARE,
     )  # fmt: skip
     low, high = focal.limits(progress.size)
@@ -64,7 +63,7 @@ def _choose(progress: Progress) -> float:
     """Take up the best explanation of the map; returns the variance of log focal over those nearly as good."""
     local_map, known = progress.map, progress.focal
     evidence = rivals.Evidence.of(
-        local_map, inherited=INHERITED_SHARE, mean=known.mean, info=known.doubt * known.info
+        local_map, inherited=INHERITED_SHARE, mean=known.mean, info=known.held_info
     )
     if not len(evidence.rows):
         return 0.0

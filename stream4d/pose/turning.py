@@ -119,7 +119,6 @@ def learn_focal(progress: Progress, record: Record) -> None:
         return
     shared = (SHARED_ERROR_PX / max(said.sensitivity_px, 1e-6)) ** 2
     known.see(now + said.log_scale, said.information, shared, progress.size)
-    progress.focal_info = known.info + known.window_info
     local_map.set_focal(float(np.exp(known.best - now)))
     for r in since:
         _turn_anew(progress, r, origin)

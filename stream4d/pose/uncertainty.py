@@ -14,7 +14,6 @@ import numpy as np
 from stream4d.geometry import transforms
 from stream4d.packets import Array
 from stream4d.pose import drift
-from stream4d.pose.focal import TYPICAL_SIGMA
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -47,7 +46,7 @@ def focal_sigma(progress: Progress) -> float:
     """Return 1σ of log focal, zero where the camera is given; the filter's information is inflated already."""
     if progress.focal_known:
         return 0.0
-    return min(TYPICAL_SIGMA, 1 / max(progress.focal_info, 1e-9) ** 0.5)
+    return progress.focal.sigma
 
 
 def spread(progress: Progress) -> None:
