@@ -161,9 +161,25 @@ class TestSources:
         (tmp_path / "videos.txt").write_text("# mine\none.mp4\n\n  two.mp4  \n")
         assert find_sources(["one.mp4"], str(tmp_path / "videos.txt")) == ["one.mp4", "two.mp4"]
 
+    def test_one_file_written_in_several_ways_is_one(self, tmp_path: Path) -> None:
+        listed = tmp_path / "videos.txt"
+        listed.write_text("./one.mp4\r\nsub/../one.mp4\n", encoding="utf-8-sig")
+        given = ["one.mp4", os.path.abspath("one.mp4")]
+        assert find_sources(given, str(listed)) == ["one.mp4"]
+
+    def test_list_that_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "list.mp4").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ConfigError, match="no text in UTF-8"):
+            find_sources([], str(tmp_path / "list.mp4"))
+
     @pytest.mark.parametrize(
         ("given", "reason"),
-        [([], "no videos"), (["webcam"], "not webcam"), (["rtsp://camera/1"], "not rtsp")],
+        [
+            ([], "no videos"),
+            ([""], "a source is empty"),
+            (["webcam"], "not webcam"),
+            (["rtsp://camera/1"], "not rtsp"),
+        ],
     )
     def test_refused(self, given: list[str], reason: str) -> None:
         with pytest.raises(ConfigError, match=reason):

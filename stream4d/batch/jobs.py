@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class Job:
 
 
 def find_sources(given: Sequence[str], list_file: str | None) -> list[str]:
-    """Return the sources that were given, those in a list, and for a folder what is in it; each once.
+    """Return the sources that were given, those in a list, and for a folder what is in it; each once, however written.
 
     What does not exist stays: its run will say so.
 
@@ -37,10 +38,13 @@ def find_sources(given: Sequence[str], list_file: str | None) -> list[str]:
         ConfigError: nothing, a camera or stream, or a list that cannot be read.
     """
     names = [*given, *(_read_list(list_file) if list_file else [])]
-    sources = list(dict.fromkeys(source for name in names for source in _expand(name)))
-    if not sources:
+    places: dict[str, str] = {}
+    for name in names:
+        for source in _expand(name):
+            places.setdefault(os.path.abspath(source), source)
+    if not places:
         raise ConfigError("no videos to reconstruct: give files, folders, or --list FILE")
-    return sources
+    return list(places.values())
 
 
 def plan(
@@ -74,9 +78,14 @@ def frames_done(job: Job) -> int | None:
 
 def _read_list(name: str) -> list[str]:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the list {name}: {error}") from None
+        # "utf-8-sig": editors on Windows begin a text with a mark, which is no part of the first name
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read the list {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"the list {name} is no text in UTF-8: give a file with a path per line"
+        ) from None
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -84,6 +93,8 @@ def _read_list(name: str) -> list[str]:
 def _expand(name: str) -> list[str]:
     from stream4d.reader.sources import is_live_or_url, sources_in
 
+    if not name.strip():
+        raise ConfigError("a source is empty: give a file or a folder (. is this one)")
     if is_live_or_url(name):
         raise ConfigError(f"a batch takes files and folders, not {name}: `stream4d {name}` runs it")
     path = Path(name)
