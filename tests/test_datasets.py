@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -530,3 +531,10 @@ def test_errors_name_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with pytest.raises(MissingDependencyError, match="h5py"):
         read_h5(tmp_path / "any.h5", "depth")
+
+
+@pytest.mark.parametrize("package", ["h5py", "OpenEXR"])
+def test_the_extra_that_is_advised_brings_the_reader(package: str) -> None:
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())
+    extra = project["project"]["optional-dependencies"]["train"]
+    assert package in [entry.partition(">")[0] for entry in extra]
