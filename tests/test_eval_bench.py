@@ -65,3 +65,17 @@ def test_a_run_is_measured_once_after_a_warm_up(monkeypatch: pytest.MonkeyPatch)
     assert warm_up[warm_up.index("--max-frames") + 1] == str(bench.WARM_UP)
     assert measured[-2:] == ["--long", "10000"]
     assert "3 kernels were compiled meanwhile" in bench.table(lines)
+
+
+def test_what_cannot_be_measured_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_parts, "write_long_video", lambda path, frames: path)
+    assert bench.main([]) == 1
+    told = capfd.readouterr().err
+    assert "no such file or folder" in told
+    assert "nothing measured" in told
+    assert "Traceback" not in told
+    with pytest.raises(SystemExit):
+        bench.main(["--json", str(tmp_path / "none" / "lines.json")])
+    assert "no folder" in capfd.readouterr().err

@@ -230,3 +230,12 @@ def test_surfaces(kind: surfaces.Kind) -> None:
     assert 0.1 < first.mean() < 1.1
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).mean() > 0.01
+
+
+@pytest.mark.parametrize("flag", ["--clips", "--frames", "--per-room", "--samples"])
+def test_counts_below_one_are_told(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["interiors", str(tmp_path), flag, "0"])
+    assert command.main() == 1
+    assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err

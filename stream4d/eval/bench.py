@@ -103,10 +103,16 @@ def main(arguments: list[str] | None = None) -> int:
         span = 1000 if args.long else 100
         logs.show(json.dumps(_measure_pipeline(args.worker, args.model, args.resolution, span)))
         return 0
-    if args.long:
-        lines = measure_long(max(2200, args.long), args.model, args.resolution)
-    else:
-        lines = measure(max(300, args.frames), args.model, args.resolution)
+    if args.json and not args.json.parent.is_dir():  # told now, not after minutes
+        parser.error(f"--json: there is no folder {args.json.parent}")
+    try:
+        if args.long:
+            lines = measure_long(max(2200, args.long), args.model, args.resolution)
+        else:
+            lines = measure(max(300, args.frames), args.model, args.resolution)
+    except subprocess.CalledProcessError as error:  # it has said why
+        sys.stderr.write(f"nothing measured: the run ended with status {error.returncode}\n")
+        return 1
     logs.show(table(lines))
     logs.show(_circumstances())
     if args.json:

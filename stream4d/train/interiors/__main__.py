@@ -67,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
         TrainingError: no bpy, no furniture, a size that makes no sense, or a full disk.
     """
     size = _size(args.size)
+    for name in ("clips", "frames", "per_room", "samples"):
+        if (number := getattr(args, name)) < 1:
+            raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
     if importlib.util.find_spec("bpy") is None:
         raise TrainingError(
             "rendering interiors needs Blender as a Python module, which is not installed: "
