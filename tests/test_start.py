@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,3 +156,25 @@ def test_frames_whose_anchor_was_lost_before_the_start_are_placed_backwards(
     _, poses = run(scene, OracleModel(scene), 24)
     error, length = ate(scene, poses)
     assert error < 0.02 * length  # 10 % where they stay in one place
+
+
+def test_a_start_waits_while_another_motion_explains_nearly_as_much() -> None:
+    begun = found(view(2, scene=120, body=0))
+    assert begun is not None
+    parallax = anchoring.START_PARALLAX
+    assert anchoring._is_believed(begun, 5, parallax, True)
+    rivalled = dataclasses.replace(begun, margin=1.05)
+    assert not anchoring._is_believed(rivalled, 5, parallax, True)
+    assert anchoring._is_believed(
+        rivalled, 5, parallax + 0.1, True
+    )  # so far apart only one can hold
+
+
+def test_motions_of_other_tracks_are_grown_to_the_end() -> None:
+    """The body's tracks crowd, so that variants of the scene's motion alone used to be left."""
+    v = view(0)
+    tracks = motions.Tracks(K, v.uv0, v.uv, v.info, SIZE, True)
+    grown = motions.grow(tracks, sampling.sampled(tracks, len(v.uv) - 1))
+    members = [m.error < motions.CONSISTENT for m in grown]
+    assert any(one[~v.on_body].mean() > 0.9 for one in members)
+    assert any(one[v.on_body].mean() > 0.9 for one in members)

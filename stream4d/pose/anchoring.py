@@ -36,7 +36,7 @@ PURITY = 0.8
 FREE_PURITY = 0.86
 """The same where the focal length is free: a compromise of the scene and its movers comes nearer to being one body."""
 CLEAR_MARGIN = 1.15
-"""Score over that of the best other motion from which the two are told apart."""
+"""Score over that of the best other motion from which the two are told apart; a longer baseline may do it."""
 THOROUGH_AFTER = frozenset({2, 4, 6, 8, 11, 15, 20, 26, 32, 39})
 """Frames after the anchor at which the scene is looked for among movers: the search is dear."""
 START_STILL_PX = 0.5
@@ -167,6 +167,8 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
     for r in held:
         if not r.keyframe:
             measure.fit(progress, r, r.pose, track.COLD)
+    if len(held) > 1:
+        progress.velocity = square(record.pose) @ np.linalg.inv(square(held[-2].pose))
     mapping.fill(progress, record)
     uncertainty.spread(progress)
     backwards.place_earlier(progress, first)
@@ -197,10 +199,13 @@ def _is_believed(
     """Tell whether the start is the scene's: enough of the view agrees with it, or what does is clearly one body."""
     if begun is None or begun.quality < START_QUALITY:
         return False
+    needed = _needed_share(frames, parallax)
+    if begun.margin < CLEAR_MARGIN and needed > min(START_SHARE):
+        return False
     purity = PURITY if focal_known else FREE_PURITY
-    if frames >= PURE_AFTER and begun.purity > purity and begun.margin > CLEAR_MARGIN:
+    if frames >= PURE_AFTER and begun.purity > purity:
         return begun.share > PURE_SHARE
-    return begun.share > _needed_share(frames, parallax)
+    return begun.share > needed
 
 
 def _needed_share(frames: int, parallax: float) -> float:

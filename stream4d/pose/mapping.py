@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from stream4d.pose import _kernels_bundle, keyframes, patches, refine, selfcalibration, uncertainty
+from stream4d.pose import (
+    _kernels_bundle,
+    hindsight,
+    keyframes,
+    patches,
+    refine,
+    selfcalibration,
+    uncertainty,
+)
 from stream4d.pose.keyframe_view import view_of
 from stream4d.pose.leaving import revise
 from stream4d.pose.progress import Progress
@@ -84,7 +92,7 @@ def _free_slot(progress: Progress) -> int:
 
 
 def fill(progress: Progress, record: Record) -> None:
-    """Host new patches in the newest keyframe where the image has none, at their neighbours' depth."""
+    """Host new patches in the newest keyframe where it has none and nothing moves, at their neighbours' depth."""
     local_map = progress.map
     slot = local_map.slot_of(record.index)
     seen = np.flatnonzero(np.isfinite(record.var))
@@ -92,6 +100,7 @@ def fill(progress: Progress, record: Record) -> None:
         record.pyramid[0], progress.config.patches, avoid=record.uv[seen],
         allowed=record.usable(), spacing=progress.size / 40,
     )  # fmt: skip
+    uv = uv[hindsight.may_stand_still(progress, record, uv)]
     rho, info = keyframes.inherit_depth(local_map, record, seen, uv)
     rows = local_map.add_patches(slot, uv, rho, info)
     record.see_own(rows, uv[: len(rows)])

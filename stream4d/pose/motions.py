@@ -22,6 +22,10 @@ ROBUST = 9.0
 """σ²: what an observation that does not fit at all counts."""
 CONSISTENT = 3.0
 """Mean robust error of a track's observations, σ², below which it belongs to a motion (1.4: perfect, 9: hopeless)."""
+AGREEING = 4.5
+"""Mean robust error of a track, σ², below which it agrees with a motion, though not every observation does."""
+SAME_MOTION = 0.8
+"""Overlap of what two motions explain above which they are one."""
 GROWTH = (((60.0, 9.0), 5.0), ((25.0, 9.0), 4.0), ((9.0,), 3.0), ((9.0,), 2.0))
 """Robust scales of each adjustment, and the error, less one, up to which a track takes part in it."""
 KEPT = (16, 6, 4, 4)
@@ -169,8 +173,26 @@ def grow(tracks: Tracks, found: list[Motion]) -> list[Motion]:
             _adjust(tracks, motion, members, scales)
             if np.isfinite(motion.poses).all():
                 alive.append(motion)
-        found = sorted(alive, key=lambda m: -score(tracks, m.error))
+        found = _varied(tracks, sorted(alive, key=lambda m: -score(tracks, m.error)))
     return found
+
+
+def _varied(tracks: Tracks, ranked: list[Motion]) -> list[Motion]:
+    """Put first, of motions best first, the best of each that explain other tracks than those before; all are kept.
+
+    Many guesses grow into one motion; without this none but its variants would be adjusted to the end.
+    """
+    first: list[Motion] = []
+    for motion in ranked:
+        if all(overlap(tracks, motion, other) < SAME_MOTION for other in first):
+            first.append(motion)
+    return first + [motion for motion in ranked if not any(motion is m for m in first)]
+
+
+def overlap(tracks: Tracks, a: Motion, b: Motion) -> float:
+    """Return the area that two motions explain both, over that which either does."""
+    one, two = a.error < AGREEING, b.error < AGREEING
+    return float(tracks.votes[one & two].sum() / max(tracks.votes[one | two].sum(), 1e-9))
 
 
 def _adjust(tracks: Tracks, motion: Motion, members: Array, scales: tuple[float, ...]) -> None:

@@ -22,12 +22,8 @@ FOCAL_FACTORS = (0.62, 0.85, 1.2, 1.7)
 """Focal hypotheses over the long side: fields of view of 78°, 61°, 45°, 33°."""
 CLEAR_SHARE = 0.85
 """Share of the view from which nothing but the best guess from all tracks is looked at."""
-AGREEING = 4.5
-"""Mean robust error of a track, σ², below which it agrees with the start."""
 UNDECIDED = 7.0
 """The same beyond which it clearly does not."""
-SAME_MOTION = 0.7
-"""Overlap of what two motions explain above which they are one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,7 @@ def start_map(
         ):  # growing frees the focal length: the extremes are in reach
             grown += motions.grow(one, sampling.sampled(one, len(uv) - 1))
         best = _best(tracks, grown)
-    if best is None or (best.error < AGREEING).sum() < MIN_TRACKS // 2:
+    if best is None or (best.error < motions.AGREEING).sum() < MIN_TRACKS // 2:
         return None
     return _finish(tracks, best, grown)
 
@@ -102,11 +98,10 @@ def _best(tracks: Tracks, grown: list[Motion]) -> Motion | None:
 def _rank(tracks: Tracks, motion: Motion) -> float:
     """Return what motions are compared by.
 
-    A free focal length lets a compromise of the scene and its movers fit more of the view than the scene does, but
-    not as well: it leaves much that fits halfway.
+    A compromise of the scene and its movers may fit more of the view than the scene does, but not as well: it leaves
+    much that fits halfway.
     """
-    score = motions.score(tracks, motion.error)
-    return score if tracks.focal_known else score * _purity(tracks, motion)
+    return motions.score(tracks, motion.error) * _purity(tracks, motion)
 
 
 def _purity(tracks: Tracks, motion: Motion) -> float:
@@ -118,19 +113,24 @@ def _purity(tracks: Tracks, motion: Motion) -> float:
 def _share(tracks: Tracks, motion: Motion) -> float:
     """Return the share of the view, of what is seen in the last frame, that agrees with a motion."""
     seen = tracks.seen[-1]
-    agreeing = seen & (motion.error < AGREEING)
+    agreeing = seen & (motion.error < motions.AGREEING)
     return float(tracks.votes[agreeing].sum() / max(tracks.votes[seen].sum(), 1e-9))
 
 
 def _finish(tracks: Tracks, motion: Motion, grown: list[Motion]) -> Start:
     """Scale a motion so that its median depth is 1, and grade it."""
-    members = (motion.error < AGREEING) & (motion.rho > motions.LEAST_RHO)
+    members = (motion.error < motions.AGREEING) & (motion.rho > motions.LEAST_RHO)
     scale = float(np.median(motion.rho[members]))
     rho, rho_info = motion.rho / scale, motion.rho_info * scale**2
     poses = motion.poses.copy()
     poses[:, :, 3] *= scale
     other = max(
-        (_rank(tracks, m) for m in grown if _overlap(tracks, motion, m) < SAME_MOTION), default=0.0
+        (
+            _rank(tracks, m)
+            for m in grown
+            if motions.overlap(tracks, motion, m) < motions.SAME_MOTION
+        ),
+        default=0.0,
     )
     return Start(
         poses, rho, rho_info, members, float(motion.cam[0]), motion.focal_information,
@@ -138,9 +138,3 @@ def _finish(tracks: Tracks, motion: Motion, grown: list[Motion]) -> Start:
         margin=_rank(tracks, motion) / other if other > 0 else np.inf,
         quality=float(np.median(rho[members] * np.sqrt(np.maximum(rho_info[members], 0)))),
     )  # fmt: skip
-
-
-def _overlap(tracks: Tracks, a: Motion, b: Motion) -> float:
-    """Return the area that two motions explain both, over that which either does."""
-    one, two = a.error < AGREEING, b.error < AGREEING
-    return float(tracks.votes[one & two].sum() / max(tracks.votes[one | two].sum(), 1e-9))
