@@ -100,6 +100,14 @@ def test_images_without_any_likeness_and_tiny_ones_pass() -> None:
         assert all(np.isfinite(flow).all() and flow.shape == (*size, 2) for flow in mended)
 
 
+def test_a_turn_by_a_right_angle_passes() -> None:
+    grey = np.random.default_rng(2).integers(0, 256, (20, 30)).astype(np.uint8)
+    R = np.array([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    K = np.array([[30.0, 0, 14.5], [0, 30, 9.5], [0, 0, 1]])
+    for t in np.eye(3):
+        assert np.isfinite(sweep(grey, grey, K, R, t)).all()
+
+
 def slow_census(grey: Array) -> Array:
     r = kernels.RADIUS
     padded = np.pad(grey, r, mode="edge")

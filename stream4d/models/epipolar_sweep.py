@@ -177,7 +177,10 @@ def _inverse_depths(M: Array, shift: Array, size: tuple[int, int]) -> Array:  # 
 
     def displacement(inverse_depth: float) -> float:
         near = far + inverse_depth * shift[:, None].astype(np.float64)
-        moved = np.hypot(*(near[:2] / near[2] - far[:2] / far[2]))
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # a turn by 90° puts infinity beside the image
+            moved = np.nan_to_num(np.hypot(*(near[:2] / near[2] - far[:2] / far[2])), nan=np.inf)
         moved[near[2] < 0.2 * far[2]] = np.inf  # before the camera comes the camera
         return float(np.quantile(moved, REACH_QUANTILE, method="higher"))
 
