@@ -15,7 +15,10 @@ from stream4d.models.temporal_weights import FORMAT, read_weights
 MAX_BYTES = 25_000_000
 """What the wheel allows for weights."""
 LICENCE = "Apache-2.0"
-ORIGIN = "encoder initialised from XFeat (Potje et al., CVPR 2024), Apache-2.0; trained on rendered clips, rendered interiors and layered photos"
+ORIGIN = (
+    "encoder initialised from XFeat (Potje et al., CVPR 2024), Apache-2.0; "
+    "trained on rendered clips, rendered interiors and layered photos"
+)
 
 
 def ship(source: str | Path, target: str | Path) -> Path:
