@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -56,3 +59,11 @@ def test_options_are_checked() -> None:
         create_model("classical", preset="slow")
     with pytest.raises(ModelError, match="has the options preset"):
         create_model("classical", speed=3)
+
+
+def test_a_run_without_a_network_does_not_load_torch() -> None:
+    """It would take a second and 200 MB."""
+    code = (
+        "import sys, stream4d.pipeline, stream4d.models.classical; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

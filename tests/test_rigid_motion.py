@@ -8,7 +8,8 @@ import torch
 
 from stream4d.geometry.transforms import hat, so3_exp, so3_log
 from stream4d.models import _kernels_rigid as kernels
-from stream4d.models.rigid_motion import find_motion, rigid_fields
+from stream4d.models.camera_motion import find_motion
+from stream4d.models.rigid_motion import rigid_fields
 
 H, W, FOCAL = 36, 48, 40.0
 CENTRE = np.array([(W - 1) / 2, (H - 1) / 2])

@@ -16,7 +16,7 @@ import numpy as np
 
 from stream4d.geometry.camera import default_focal
 from stream4d.models import _kernels_sweep as kernels
-from stream4d.models.rigid_motion import MIN_POINTS, RigidMotion, find_motion
+from stream4d.models.camera_motion import MIN_POINTS, RigidMotion, find_motion
 from stream4d.packets import Array
 
 HARD_SHARE = 0.75
