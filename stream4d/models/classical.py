@@ -21,8 +21,8 @@ import numpy as np
 from stream4d.errors import ModelError
 from stream4d.models import epipolar_sweep
 from stream4d.models.base import ModelCard
-from stream4d.models.dis import PRESETS, Preset, grey_image, start_both_ways
-from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
+from stream4d.models.dis import PRESETS, Preset, grey_image
+from stream4d.models.epipolar_sweep import StartedPair
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
 
 CARD = ModelCard(
@@ -118,16 +118,10 @@ class ClassicalSession:
         flow = np.zeros((T - 1, H, W, 2), np.float32)
         flow_backward, sigma = np.zeros_like(flow), np.zeros((T - 1, H, W), np.float32)
         found = [
-            start_both_ways(a, b, self._preset, self._pool) for a, b in itertools.pairwise(grey)
+            StartedPair.start(a, b, self._preset, self._pool) for a, b in itertools.pairwise(grey)
         ]
-        for i, (there, back) in enumerate(found):
-            flow[i], flow_backward[i] = mend_hard_pair(
-                grey[i],
-                grey[i + 1],
-                BothWays(there.result(), back.result()),
-                window.frames[i].K,
-                self._pool,
-            )
+        for i, pair in enumerate(found):
+            flow[i], flow_backward[i] = pair.flows(window.frames[i].K)
             sigma[i] = flow_sigma(flow[i], flow_backward[i])
         return Prediction(
             flow=flow if T > 1 else None,

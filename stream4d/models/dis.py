@@ -1,4 +1,4 @@
-"""Optical flow by OpenCV's DIS, both ways between two frames.
+"""Optical flow by OpenCV's DIS from one image to another.
 
 Kroeger, Timofte, Dai, Van Gool, "Fast Optical Flow using Dense Inverse Search", ECCV 2016. It needs no weights, is
 exact where motion is small and texture is rich, and fails at occlusions.
@@ -6,7 +6,6 @@ exact where motion is small and texture is rich, and fails at occlusions.
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, Future
 from typing import Any, Literal
 
 import cv2
@@ -37,13 +36,3 @@ def dis_flow(first: Array, second: Array, preset: Preset) -> Array:  # (H, W) tw
     solver: Any = cv2.DISOpticalFlow.create(PRESETS[preset])
     # None, not zeros: an initial flow of zeros replaces the coarse level's own start and changes the result.
     return np.asarray(solver.calc(first, second, None))
-
-
-def start_both_ways(
-    first: Array, second: Array, preset: Preset, pool: Executor
-) -> tuple[Future[Array], Future[Array]]:
-    """Let a pool estimate the flow from the first grey image to the second, and back."""
-    return (
-        pool.submit(dis_flow, first, second, preset),
-        pool.submit(dis_flow, second, first, preset),
-    )

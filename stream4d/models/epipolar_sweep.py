@@ -8,15 +8,16 @@ McAllester & Urtasun, ECCV 2014). What moves by itself keeps DIS's flow, unless 
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
-from typing import NamedTuple
+from concurrent.futures import Executor, Future
+from typing import NamedTuple, Self
 
 import cv2
 import numpy as np
 
-from stream4d.geometry.camera import default_focal
+from stream4d.geometry.camera import centred_K, default_focal, make_K, scale_K
 from stream4d.models import _kernels_sweep as kernels
 from stream4d.models.camera_motion import MIN_POINTS, RigidMotion, find_motion
+from stream4d.models.dis import Preset, dis_flow
 from stream4d.packets import Array
 
 HARD_SHARE = 0.75
@@ -48,6 +49,27 @@ class BothWays(NamedTuple):
 
     there: Array
     back: Array
+
+
+class StartedPair(NamedTuple):
+    """Two grey images, (H, W) uint8, whose flow both ways a pool is estimating."""
+
+    first: Array
+    second: Array
+    there: Future[Array]
+    back: Future[Array]
+    pool: Executor
+
+    @classmethod
+    def start(cls, first: Array, second: Array, preset: Preset, pool: Executor) -> Self:
+        """Let two threads of a pool run DIS from the first image to the second, and back."""
+        there = pool.submit(dis_flow, first, second, preset)
+        return cls(first, second, there, pool.submit(dis_flow, second, first, preset), pool)
+
+    def flows(self, K: Array | None) -> BothWays:
+        """Wait for DIS and mend what it found, if the pair is hard; K as for ``mend_hard_pair``."""
+        found = BothWays(self.there.result(), self.back.result())
+        return mend_hard_pair(self.first, self.second, found, K, self.pool)
 
 
 def returns(flow: Array, other: Array, every: int = 1) -> Array:  # (H, W, 2) twice -> (H, W)
@@ -84,15 +106,13 @@ def mend_hard_pair(
     if not LOST_SHARE < (returns(*flows, VOTE_EVERY) <= 1).mean() < HARD_SHARE:
         return flows
     H, W = first.shape
-    focal, centre = default_focal(W, H), np.array([(W - 1) / 2, (H - 1) / 2])
-    if K is not None:
-        focal, centre = float(K[0, 0]), K[:2, 2]
+    guess = centred_K(default_focal(W, H), W, H) if K is None else K
     misses = returns(*flows)
-    motion = _motion(flows.there, misses, focal, centre, focal_known=K is not None)
+    motion = _motion(flows.there, misses, guess, focal_known=K is not None)
     if motion is None:
         return flows
     R, t = motion.b_from_a, motion.direction
-    camera = np.array([[motion.focal, 0, centre[0]], [0, motion.focal, centre[1]], [0, 0, 1]])
+    camera = make_K(motion.focal, motion.focal, guess[0, 2], guess[1, 2])
     jobs = (first, second, camera, R, t), (second, first, camera, R.T, -R.T @ t)
     there, back = (pool.map if pool else map)(lambda job: sweep(*job), jobs)
     bits = [_census(first), _census(second)]
@@ -113,9 +133,7 @@ def rehearse() -> None:
     _cost(flow, [_census(grey)] * 2)
 
 
-def _motion(
-    flow: Array, misses: Array, focal: float, centre: Array, *, focal_known: bool
-) -> RigidMotion | None:
+def _motion(flow: Array, misses: Array, K: Array, *, focal_known: bool) -> RigidMotion | None:
     """Fit the camera's motion to the flow that returns; None where too little does or nothing moves."""
     H, W = misses.shape
     y, x = (VOTE_EVERY * np.mgrid[: H // VOTE_EVERY, : W // VOTE_EVERY] + VOTE_EVERY // 2).reshape(
@@ -126,9 +144,9 @@ def _motion(
     if len(x) < MIN_POINTS:
         return None
     moved = flow[y, x].astype(np.float64)
-    start = np.column_stack([x, y]) - centre
+    start = np.column_stack([x, y]) - K[:2, 2]
     doubt = MISS_PX * (0.1 + misses[y, x].astype(np.float64))
-    motion = find_motion(start, start + moved, doubt, focal, focal_known=focal_known)
+    motion = find_motion(start, start + moved, doubt, float(K[0, 0]), focal_known=focal_known)
     return motion if motion.direction.any() else None
 
 
@@ -148,8 +166,7 @@ def sweep(
         first, second = (
             cv2.resize(x, (w, h), interpolation=cv2.INTER_AREA) for x in (first, second)
         )
-    shrink = np.array([[w / W, 0, (w / W - 1) / 2], [0, h / H, (h / H - 1) / 2], [0, 0, 1]])
-    K = shrink @ K
+    K = scale_K(K, w / W, h / H)
     M, shift = (K @ R @ np.linalg.inv(K)).astype(np.float32), (K @ t).astype(np.float32)
     steps = _inverse_depths(M, shift, (h, w))
     costs, paths = np.empty((h, w, STEPS), np.int16), np.zeros((h, w, STEPS), np.int16)
@@ -177,9 +194,8 @@ def _inverse_depths(M: Array, shift: Array, size: tuple[int, int]) -> Array:  # 
 
     def displacement(inverse_depth: float) -> float:
         near = far + inverse_depth * shift[:, None].astype(np.float64)
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # a turn by 90° puts infinity beside the image
+        # a turn by 90° puts infinity beside the image
+        with np.errstate(divide="ignore", invalid="ignore"):
             moved = np.nan_to_num(np.hypot(*(near[:2] / near[2] - far[:2] / far[2])), nan=np.inf)
         moved[near[2] < 0.2 * far[2]] = np.inf  # before the camera comes the camera
         return float(np.quantile(moved, REACH_QUANTILE, method="higher"))

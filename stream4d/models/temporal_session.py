@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from stream4d.geometry.camera import scale_K
 from stream4d.models import epipolar_sweep, fused
-from stream4d.models.dis import grey_image, start_both_ways
-from stream4d.models.epipolar_sweep import BothWays, mend_hard_pair
+from stream4d.models.dis import grey_image
+from stream4d.models.epipolar_sweep import StartedPair
 from stream4d.models.flow_net import FrameFeatures, MatchFeatures
 from stream4d.models.temporal_net import STRIDE, FrameState, PairState
 from stream4d.models.temporal_tokens import TokenMemory
@@ -50,9 +50,7 @@ class _Ahead(NamedTuple):
     rgb: Array
     """As the network sees it."""
     state: Future[FrameState]
-    greys: tuple[Array, Array] | None
-    """The frame before and this one, as DIS sees them."""
-    flows: tuple[Future[Array], Future[Array]] | None
+    dis: StartedPair | None
     """DIS from the frame before, and back."""
 
 
@@ -106,13 +104,10 @@ class TemporalSession:
         before = self._last_rgb
         for frame in frames:
             rgb, image = self._network_image(frame.rgb)
-            greys = flows = None
+            dis = None
             if preset != "none" and before is not None and before.shape == rgb.shape:
-                greys = grey_image(before), grey_image(rgb)
-                flows = start_both_ways(*greys, preset, self._dis)
-            out.append(
-                _Ahead(frame, rgb, self._observer.submit(self._observe, image), greys, flows)
-            )
+                dis = StartedPair.start(grey_image(before), grey_image(rgb), preset, self._dis)
+            out.append(_Ahead(frame, rgb, self._observer.submit(self._observe, image), dis))
             before = rgb
         return out
 
@@ -129,10 +124,8 @@ class TemporalSession:
             before = None
         lens = self._lens(frame, ahead.rgb)
         initial = np.zeros((2, *ahead.rgb.shape[:2], 2), np.float32)
-        if ahead.greys is not None and ahead.flows is not None:
-            dis = BothWays(*(flow.result() for flow in ahead.flows))
-            K = None if frame.K is None else lens
-            initial = np.stack(mend_hard_pair(*ahead.greys, dis, K, self._dis))
+        if ahead.dis is not None:
+            initial = np.stack(ahead.dis.flows(None if frame.K is None else lens))
         pair = self._model.net.relate(
             before or state,
             state,
