@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from stream4d.eval.coverage import coverage, pooled, shares
-from stream4d.eval.trajectory import Trajectory, score_trajectory
+from stream4d.eval.trajectory import Trajectory
+from stream4d.eval.trajectory_score import score_trajectory
 from stream4d.geometry import transforms
 from stream4d.packets import Array
 

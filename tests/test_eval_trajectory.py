@@ -17,13 +17,8 @@ from stream4d.errors import EvaluationError
 from stream4d.eval.coverage import share_within
 from stream4d.eval.geodesy import from_enu, geodesic_m, to_enu
 from stream4d.eval.kitti import kitti_drift
-from stream4d.eval.trajectory import (
-    Alignment,
-    Trajectory,
-    read_tum,
-    score_trajectory,
-    write_tum,
-)
+from stream4d.eval.trajectory import Trajectory, read_tum, write_tum
+from stream4d.eval.trajectory_score import Alignment, score_trajectory
 
 
 def make_truth(count: int = 80) -> Trajectory:

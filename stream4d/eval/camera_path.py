@@ -12,12 +12,8 @@ from stream4d.eval.coverage import shares
 from stream4d.eval.geodesy import from_enu, geodesic_m, to_enu
 from stream4d.eval.kitti import kitti_drift
 from stream4d.eval.sequence import EvalSequence
-from stream4d.eval.trajectory import (
-    Trajectory,
-    TrajectoryScore,
-    position_errors,
-    score_trajectory,
-)
+from stream4d.eval.trajectory import Trajectory
+from stream4d.eval.trajectory_score import TrajectoryScore, position_errors, score_trajectory
 from stream4d.packets import Array, PosedFrame, PoseRevision
 
 PLOT_POINTS = 400

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from stream4d.config import ReaderConfig, bundled
 from stream4d.eval.sequence import EvalSequence, load_folder
+from stream4d.eval.trajectory import MAX_TIME_DIFFERENCE_S
 from stream4d.packets import Array, Frame, VideoInfo
 from stream4d.reader import open_video
 
 RENDERED_FRAMES = 120
-MAX_TIME_DIFFERENCE_S = 0.02
-"""A frame has the ground truth that is nearest in time, within this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -161,7 +161,8 @@ def return_drift(poses: Array) -> tuple[float, float]:
 
 def path_error(poses: Array, truth: dict[int, Array]) -> float | None:
     """Return the RMSE of positions after Sim(3) alignment in percent of the true path, None without truth."""
-    from stream4d.eval.trajectory import Trajectory, score_trajectory
+    from stream4d.eval.trajectory import Trajectory
+    from stream4d.eval.trajectory_score import score_trajectory
 
     known = np.array(sorted(truth))
     if len(known) < 3:
@@ -180,7 +181,8 @@ def picture(clip: LoopClip, without: Outcome, with_loops: Outcome) -> bytes:
     from matplotlib.figure import Figure
 
     from stream4d.eval.plots import OURS, TRUTH, png
-    from stream4d.eval.trajectory import Trajectory, align
+    from stream4d.eval.trajectory import Trajectory
+    from stream4d.eval.trajectory_score import align
 
     figure = Figure(figsize=(5, 4), layout="constrained")
     FigureCanvasAgg(figure)
