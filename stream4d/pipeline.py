@@ -167,7 +167,6 @@ class Reconstruction:
             start_ns = self.reader.clock_start_ns
             self.view = RerunSink(
                 self.config.view,
-                self.info,
                 Path(self.source).stem or self.source,
                 overwrite=self._overwrite,
                 clock=None if start_ns is None else start_ns.__add__,

@@ -48,7 +48,7 @@ def replay(
     if config.mode != "none" and speed > 0:
         frames = paced(frames, speed)
     name = name or Path(info.source).stem or info.source
-    with RerunSink(config, info, name, overwrite=overwrite, drop=False) as sink:
+    with RerunSink(config, name, overwrite=overwrite, drop=False) as sink:
         for frame in frames:
             sink.write(frame)
     if hold:
