@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import rerun as rr
 
@@ -12,6 +11,7 @@ from stream4d.packets import Array, PosedFrame, PoseRevision
 from stream4d.viz import blueprint as names
 from stream4d.viz import colors
 from stream4d.viz.cloud import MOVING_FROM, FramePoints, StaticCloud, frame_points, voxel_for
+from stream4d.viz.map_log import Follow, MapLog, jpeg, png
 from stream4d.viz.track_log import TrackLog
 
 PATH_BLOCK = 128
@@ -28,8 +28,6 @@ FRUSTUM = 0.2
 """Depth of the drawn camera, of what it sees."""
 NOW_POINTS = 2000
 """Points shown of the current frame alone, static and moving each."""
-MAP_SIZE = 256
-"""Long side of depth, flow and confidence pictures in the viewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +79,11 @@ class SceneLog:
         self._indices: list[int] = []
         self._poses: list[Array] = []
         self._Ks: list[Array] = []
-        self._scale = _Follow()
-        self._voxel = _Follow()
+        self._scale = Follow()
+        self._voxel = Follow()
         self._shown_scale = 0.0
         self._K: Array | None = None
-        self._near, self._far = _Follow(), _Follow()
-        self._flow_longest = _Follow()
+        self._maps = MapLog(self._rec)
         self._cloud = StaticCloud(max_points=self._max_points)
         self._cloud_sent = 0
         self._cloud_sent_at = 0
@@ -106,7 +103,7 @@ class SceneLog:
         self._log_camera(frame)
         self._log_points(frame)
         self._tracks.log(frame)
-        self._log_maps(frame)
+        self._maps.log(frame)
         self._log_plots(frame, timing)
 
     def revise(self, revision: PoseRevision) -> None:
@@ -186,10 +183,10 @@ class SceneLog:
                     color=colors.PATH,
                 ),
             )
-        self._rec.log(names.IMAGE, _jpeg(frame.rgb, quality=80))
-        self._rec.log(names.MOTION, _png(colors.motion_layer(frame.motion_prob)))
+        self._rec.log(names.IMAGE, jpeg(frame.rgb, quality=80))
+        self._rec.log(names.MOTION, png(colors.motion_layer(frame.motion_prob)))
         if frame.semantics is not None:
-            self._rec.log(names.LABELS, _png(colors.label_layer(frame.semantics)))
+            self._rec.log(names.LABELS, png(colors.label_layer(frame.semantics)))
 
     def _log_points(self, frame: PosedFrame) -> None:
         points = frame_points(frame)
@@ -245,21 +242,6 @@ class SceneLog:
         line = rr.LineStrips3D([strip], colors=[colors.PATH], radii=POINT)
         self._rec.log(f"{names.PATH}/{block:04d}", line)
 
-    def _log_maps(self, frame: PosedFrame) -> None:
-        confidence = _shrink(frame.confidence)
-        depth = colors.known_depth(_shrink(frame.depth), confidence)
-        self._rec.log(names.DEPTH, _jpeg(colors.color_depth(depth, self._steady_bounds(depth))))
-        self._rec.log(names.CONFIDENCE, _jpeg(colors.color_confidence(confidence)))
-        if frame.flow is not None:
-            flow = _shrink(frame.flow)
-            longest = self._flow_longest.update(colors.flow_range(flow))
-            self._rec.log(names.FLOW, _jpeg(colors.color_flow(flow, longest)))
-
-    def _steady_bounds(self, depth: Array) -> tuple[float, float] | None:
-        """Follow the range of depth slowly, so that colours do not flicker."""
-        bounds = colors.depth_range(depth)
-        return bounds and (self._near.update(bounds[0]), self._far.update(bounds[1]))
-
     def _log_plots(self, frame: PosedFrame, timing: Timing | None) -> None:
         known = frame.depth[np.isfinite(frame.depth)]
         values: dict[str, float | None] = {
@@ -279,35 +261,3 @@ class SceneLog:
 def _every(count: int) -> slice:
     """Return the slice that leaves at most ``NOW_POINTS`` of ``count``."""
     return slice(None, None, max(1, -(-count // NOW_POINTS)))
-
-
-class _Follow:
-    """A positive number that follows its updates slowly, in proportion."""
-
-    def __init__(self) -> None:
-        self.value: float | None = None
-
-    def update(self, value: float) -> float:
-        """Move a tenth of the way, and return where that is."""
-        self.value = value if self.value is None else self.value**0.9 * value**0.1
-        return self.value
-
-
-def _shrink(array: Array) -> Array:
-    """Take every n-th pixel: keeps NaN and flow values as they are."""
-    step = max(1, round(max(array.shape[:2]) / MAP_SIZE))
-    return array[step // 2 :: step, step // 2 :: step]
-
-
-def _jpeg(rgb: Array, quality: int = 85) -> rr.EncodedImage:
-    _, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
-    return rr.EncodedImage(contents=data.tobytes(), media_type="image/jpeg")
-
-
-def _png(rgba: Array) -> rr.EncodedImage:
-    _, data = cv2.imencode(
-        ".png", cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA), [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    )
-    return rr.EncodedImage(contents=data.tobytes(), media_type="image/png")
