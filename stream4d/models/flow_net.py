@@ -1,13 +1,10 @@
-"""Dense correspondence for the temporal model: frame encoder, coarse matching, recurrent refinement.
+"""Dense correspondence for the temporal model: coarse matching, fusion, recurrent refinement.
 
 Works on both directions of a frame pair at once (the direction is one more batch entry). Three sources agree on a flow:
 a classical initial flow (OpenCV DIS, ``temporal_cues``), a global match of learned descriptors at 1/16 resolution
 (LoFTR's dual softmax) that knows large displacements, and a recurrent refinement over local correlation at 1/4
 resolution with weights shared over iterations (PWC-Net's warped cost volume inside RAFT's update). The initial flow is
 an input and not a crutch: training hides or weakens it in part of the samples.
-
-The encoder's small branch has the topology of XFeat (Potje et al., CVPR 2024) with batch norm folded away, so that its
-public Apache-2.0 weights can be its initial value.
 
 Shapes: B batch (directions included), C channels, H W the image, h w the level at hand; flows are in pixels of their
 level.
@@ -16,7 +13,6 @@ level.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -26,35 +22,12 @@ from torch.nn import functional as F
 from stream4d.models import fused
 from stream4d.models.convolution import Conv, rectified
 from stream4d.models.flow_propagation import Mended, Propagation
-from stream4d.models.sampling import (
-    convex_upsample,
-    join,
-    pixel_grid,
-    resize_flow,
-    round_trip,
-    swap_directions,
-    warp,
-)
+from stream4d.models.frame_encoder import FrameFeatures
+from stream4d.models.matching import GlobalMatch, correlation, global_match
+from stream4d.models.sampling import convex_upsample, join, resize_flow, round_trip
 
 STEP = 0.2
 """Gain of predicted flow corrections: most of them are fractions of a pixel, and Adam's steps are not."""
-
-
-class FrameFeatures(NamedTuple):
-    """What the encoder keeps of one frame."""
-
-    quarter: Tensor
-    """(B, C4, H/4, W/4)."""
-    eighth: Tensor
-    """(B, 64, H/8, W/8)."""
-    sixteenth: Tensor
-    """(B, 64, H/16, W/16)."""
-    thirtysecond: Tensor
-    """(B, 64, H/32, W/32)."""
-    grey: Tensor
-    """(B, 1, H, W) float32 grey image of zero mean and unit deviation."""
-    colour: Tensor
-    """(B, 3, H/4, W/4) mean colours in [0, 1]."""
 
 
 class MatchFeatures(NamedTuple):
@@ -68,19 +41,6 @@ class MatchFeatures(NamedTuple):
     """(B, 32, H/8, W/8) context of the fusion."""
     quarter: Tensor
     """(B, 32, H/4, W/4) context of the refinement."""
-
-
-class GlobalMatch(NamedTuple):
-    """A match of every coarse cell over the whole other frame."""
-
-    flow: Tensor
-    """(2B, 2, h, w) in cells."""
-    confidence: Tensor
-    """(2B, 1, h, w) dual-softmax probability of the match in [0, 1]."""
-    logp: Tensor | None
-    """(B, N, N) log dual-softmax, frame a's cells by frame b's; only where gradients are on."""
-    cell: int
-    """Cell size in pixels of the full image."""
 
 
 class FlowFields(NamedTuple):
@@ -100,122 +60,6 @@ class FlowFields(NamedTuple):
     """(B, 144, H/4, W/4) logits of the convex upsampling from 1/4 to full resolution."""
     quarter: Tensor
     """(B, 2, H/4, W/4) the answer before upsampling, in pixels of that level."""
-
-
-def normalise(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (B, 3, H, W)
-    """Bring a frame's grey mean to zero and its deviation to one.
-
-    Returns the grey image (B, 1, H, W), the colours of each 4×4 cell (B, 48, H/4, W/4), likewise normalised, and the
-    cells' mean colours as they were (B, 3, H/4, W/4).
-    """
-    if fused.fits(images):
-        return fused.normalise(images)
-    grey = images.mean(1, keepdim=True)
-    deviation, mean = torch.std_mean(grey, dim=(2, 3), keepdim=True, correction=0)
-    gain = 1 / (deviation + 1e-3)
-    patches = F.pixel_unshuffle((images - mean) * gain, 4)
-    return ((grey - mean) * gain).float(), patches, F.avg_pool2d(images, 4)
-
-
-class FrameEncoder(nn.Module):
-    """Features of one frame at 1/4 … 1/32: a grey matching branch and a colour branch at 1/4."""
-
-    def __init__(self, quarter_channels: int = 48) -> None:
-        super().__init__()
-        self.skip = Conv(1, 24, 1)
-        self.block1 = nn.ModuleList(
-            [
-                rectified(1, 4),
-                rectified(4, 8, stride=2),
-                rectified(8, 8),
-                rectified(8, 24, stride=2),
-            ]
-        )
-        self.block2 = nn.ModuleList([rectified(24, 24), rectified(24, 24)])
-        self.block3 = nn.ModuleList(
-            [rectified(24, 64, stride=2), rectified(64, 64), rectified(64, 64, 1)]
-        )
-        self.block4 = nn.ModuleList(
-            [rectified(64, 64, stride=2), rectified(64, 64), rectified(64, 64)]
-        )
-        self.block5 = nn.ModuleList(
-            [
-                rectified(64, 128, stride=2),
-                rectified(128, 128),
-                rectified(128, 128),
-                rectified(128, 64, 1),
-            ]
-        )
-        self.fusion = nn.ModuleList([rectified(64, 64), rectified(64, 64)])
-        self.fused = Conv(64, 64, 1)
-        self.colour = rectified(24 + 48, quarter_channels)
-        self.residual = nn.ModuleList(
-            [
-                rectified(quarter_channels, quarter_channels),
-                Conv(quarter_channels, quarter_channels),
-            ]
-        )
-
-    @staticmethod
-    def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
-        for layer in layers:
-            x = layer(x)
-        return x
-
-    def forward(
-        self, images: Tensor
-    ) -> FrameFeatures:  # (B, 3, H, W) in [0, 1]; sides multiples of 32
-        grey, patches, small = normalise(images)
-        x = self._run(self.block1, grey) + self.skip(F.avg_pool2d(grey, 4))
-        quarter = self._run(self.block2, x)
-        x3 = self._run(self.block3, quarter)
-        x4 = self._run(self.block4, x3)
-        x5 = self._run(self.block5, x4)
-        size = x3.shape[-2:]
-        merged = x3 + sum(
-            F.interpolate(x, size, mode="bilinear", align_corners=False) for x in (x4, x5)
-        )
-        eighth = self.fused(self._run(self.fusion, merged))
-        colour = self.colour(join(quarter, quarter, patches))
-        x = self.residual[0](colour)
-        quarter = F.relu_(colour + self.residual[1](x))
-        return FrameFeatures(quarter, eighth, x4, x5, grey, small)
-
-
-def convert_xfeat(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Fold XFeat's public checkpoint (batch norm without affine) into the encoder's names."""
-    names: dict[str, str] = {}
-    for block, layers in (
-        ("block1", 4),
-        ("block2", 2),
-        ("block3", 3),
-        ("block4", 3),
-        ("block5", 4),
-    ):
-        names |= {f"{block}.{i}": f"{block}.{i}" for i in range(layers)}
-    names |= {"fusion.0": "block_fusion.0", "fusion.1": "block_fusion.1"}
-    out: dict[str, Tensor] = {}
-    for ours, theirs in names.items():
-        mean = tensors[f"{theirs}.layer.1.running_mean"]
-        scale = torch.rsqrt(tensors[f"{theirs}.layer.1.running_var"] + 1e-5)
-        out[f"{ours}.weight"] = tensors[f"{theirs}.layer.0.weight"] * scale[:, None, None, None]
-        out[f"{ours}.bias"] = -mean * scale
-    for ours, theirs in (("skip", "skip1.1"), ("fused", "block_fusion.2")):
-        out[f"{ours}.weight"] = tensors[f"{theirs}.weight"]
-        out[f"{ours}.bias"] = tensors[f"{theirs}.bias"]
-    return out
-
-
-def correlation(features: Tensor, flow: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Compare each frame's features (2B, C, h, w) with the other's, brought back along the flow (2B, 2, h, w).
-
-    Returns ``local_correlation`` and the mean absolute difference (2B, 1, h, w).
-    """
-    if fused.fits(features):
-        return fused.correlation(features, flow, radius)
-    moved = warp(swap_directions(features), flow)
-    apart = (features - moved).abs().mean(1, keepdim=True)
-    return local_correlation(features, moved, radius), apart
 
 
 def roughness(flow: Tensor, mean: Tensor) -> Tensor:
@@ -245,22 +89,6 @@ def finish_flow(
     return both[:, :2] + detail, smooth[:, 2:]
 
 
-def local_correlation(a: Tensor, b: Tensor, radius: int) -> Tensor:  # (B, C, h, w) twice
-    """Correlate each cell with its (2r+1)² neighbours in ``b``: (B, (2r+1)², h, w), a quarter of the sum over channels.
-
-    Source: the partial cost volume of PWC-Net (Sun et al. 2018, eq. 2).
-    """
-    h, w = a.shape[-2:]
-    padded = F.pad(b, (radius,) * 4)
-    side = 2 * radius + 1
-    rows = [
-        (a * padded[..., dy : dy + h, dx : dx + w]).sum(1)
-        for dy in range(side)
-        for dx in range(side)
-    ]
-    return torch.stack(rows, 1) / 4
-
-
 def tanh_of_sum(values: Tensor, added: Tensor) -> Tensor:  # (B, C, h, w) twice
     """Add up and bound to (-1, 1); without gradients ``values`` may be written over."""
     low = values.dtype == added.dtype == torch.bfloat16
@@ -268,68 +96,6 @@ def tanh_of_sum(values: Tensor, added: Tensor) -> Tensor:  # (B, C, h, w) twice
     if low and flat and fused.fits(values):
         return fused.tanh_of_sum(values, added)
     return torch.tanh(values + added)
-
-
-MATCH_CELL = 16
-"""Side of the cells of the global match in pixels: its cost grows with the fourth power of the resolution."""
-
-
-def global_match(
-    a: Tensor, b: Tensor, scale: Tensor
-) -> GlobalMatch:  # (B, C, H/8, W/8) unit vectors twice
-    """Match all cells of two frames both ways; refine each match inside its 3×3 neighbourhood.
-
-    Source: the dual-softmax matching of LoFTR (Sun et al. 2021, eq. 2-3), refined by a local soft-argmax.
-    """
-    full = a.shape[-2:]
-    a, b = F.normalize(F.avg_pool2d(a, 2)), F.normalize(F.avg_pool2d(b, 2))
-    h, w = a.shape[-2:]
-    scores = torch.matmul(a.flatten(2).transpose(1, 2), b.flatten(2)).float() * scale
-    flow, confidence, logp = nearest_both_ways(scores, (h, w))
-    flow = resize_flow(flow, full)
-    confidence = F.interpolate(confidence, full, mode="nearest")
-    return GlobalMatch(flow, confidence, logp, MATCH_CELL)
-
-
-def nearest_both_ways(
-    scores: Tensor,  # (B, N, N)
-    size: tuple[int, int],  # (h, w) with N = h · w
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Find every cell's best match in the other frame.
-
-    Returns flow (2B, 2, h, w) and its dual-softmax probability (2B, 1, h, w), a → b, then b → a; and the logarithms of
-    all dual-softmax probabilities (B, N, N) where gradients are on.
-    """
-    if fused.fits(scores):
-        return *fused.nearest_both_ways(scores, size), None
-    rows, columns = scores.logsumexp(2, keepdim=True), scores.logsumexp(1, keepdim=True)
-    with torch.no_grad():
-        found = [
-            _nearest(s, r.flatten(1), c.flatten(1), size)
-            for s, r, c in ((scores, rows, columns), (scores.mT, columns, rows))
-        ]
-        flow, confidence = (torch.cat(x) for x in zip(*found, strict=True))
-    logp = 2 * scores - rows - columns if torch.is_grad_enabled() else None
-    return flow, confidence, logp
-
-
-def _nearest(
-    scores: Tensor,  # (B, N, N)
-    rows: Tensor,  # (B, N) log of the sum over each row's softmax, and over each column's
-    columns: Tensor,
-    size: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Take each row's best column as flow, with the soft-argmax over the 3×3 cells around it."""
-    h, w = size
-    best, index = scores.max(2)
-    confidence = (2 * best - rows - columns.gather(1, index)).exp()
-    x, y = index % w, index // w  # (B, N)
-    steps = torch.tensor([-1, 0, 1], device=index.device)
-    dy, dx = (s.flatten() for s in torch.meshgrid(steps, steps, indexing="ij"))
-    near_x, near_y = (x[..., None] + dx).clamp(0, w - 1), (y[..., None] + dy).clamp(0, h - 1)
-    weight = scores.gather(2, near_y * w + near_x).softmax(-1)  # (B, N, 9)
-    at = torch.stack([(weight * near_x).sum(-1), (weight * near_y).sum(-1)], 1)
-    return at.view(-1, 2, h, w) - pixel_grid(h, w, scores), confidence.view(-1, 1, h, w)
 
 
 class Fusion(nn.Module):

@@ -1,6 +1,6 @@
 """Fused twins of the temporal model's torch expressions, for inference on a CPU.
 
-Each function here equals the expression that calls it, but for rounding (``tests/test_temporal.py`` holds them against
+Each function here equals the expression that calls it, but for rounding (``tests/test_fused.py`` holds them against
 each other); it makes one pass over memory where torch makes ten. Training, GPUs and compiled graphs keep the
 expressions. Flow fields are (2B, 2, h, w), the first half a → b, the second b → a.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stream4d.models import _kernels_flow as kernels
 from stream4d.models import _kernels_tokens as token_kernels
+from stream4d.models import _kernels_upsampling as upsampling_kernels
 from stream4d.models._kernels_frame import lift, normalise_frame, squash
 from stream4d.models.blocks import Rope
 from stream4d.packets import Array
@@ -30,37 +31,6 @@ def fits(x: Tensor) -> bool:
     )
 
 
-class Packed(NamedTuple):
-    """Weights of a convolution as oneDNN wants them for inputs of one shape; torch sorts them anew in each call."""
-
-    shape: torch.Size
-    weight: Tensor
-
-
-def packs(x: Tensor, weight: Tensor) -> bool:
-    """Say whether oneDNN is there, and its convolution needs no other arithmetic than the map's."""
-    return fits(x) and x.dtype == weight.dtype and torch.backends.mkldnn.is_available()
-
-
-def pack(x: Tensor, layer: nn.Conv2d) -> Packed:
-    """Pack the weights of a convolution for inputs like ``x``."""
-    weight = torch.ops.mkldnn._reorder_convolution_weight(
-        layer.weight.detach(), *_geometry(layer), list(x.shape)
-    )
-    return Packed(x.shape, weight)
-
-
-def convolve(x: Tensor, layer: nn.Conv2d, packed: Packed, *, rectify: bool) -> Tensor:
-    """Do what the layer does; the clip at zero costs nothing while the sums are in registers."""
-    run = torch.ops.mkldnn._convolution_pointwise.default
-    after = "relu" if rectify else "none"
-    return run(x, packed.weight, layer.bias, *_geometry(layer), after, [], "")  # type: ignore[no-any-return]
-
-
-def _geometry(layer: nn.Conv2d) -> tuple[Any, ...]:
-    return layer.padding, layer.stride, layer.dilation, layer.groups
-
-
 def round_trip(flow: Tensor) -> Tensor:
     """Do what ``sampling.round_trip`` does."""
     fields = _planes(flow)
@@ -70,7 +40,7 @@ def round_trip(flow: Tensor) -> Tensor:
 
 
 def correlation(features: Tensor, flow: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Do what ``flow_net.correlation`` does."""
+    """Do what ``matching.correlation`` does."""
     cells, fields = _cells(features), _planes(flow)
     N, h, w, C = cells.shape
     moved = np.empty((N, h + 2 * radius, w + 2 * radius, C), np.float32)
@@ -127,7 +97,7 @@ def _propagate(
 
 
 def nearest_both_ways(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Do what ``flow_net.nearest_both_ways`` does."""
+    """Do what ``matching.nearest_both_ways`` does."""
     B, N, _ = scores.shape
     flow, confidence = (
         np.empty((2 * B, 2, *size), np.float32),
@@ -163,7 +133,7 @@ def convex_upsample(values: Tensor, logits: Tensor) -> Tensor:
     cells, weights = _cells(values), _bits(logits)
     N, h, w, C = cells.shape
     out = np.empty((N, C, 4 * h, 4 * w), np.float32)
-    _each(kernels.upsample, [(weights[n], cells[n], out[n]) for n in range(N)])
+    _each(upsampling_kernels.upsample, [(weights[n], cells[n], out[n]) for n in range(N)])
     return torch.from_numpy(out)
 
 
@@ -175,7 +145,7 @@ def finish_flow(
     weights = _bits(logits)
     out, log_sigma = np.empty_like(fields), np.empty(fields.shape[:3], np.float32)
     _each(
-        kernels.finish_flow,
+        upsampling_kernels.finish_flow,
         [
             (weights[n], cells[n], evens[n], _tent(), fields[n], out[n], log_sigma[n])
             for n in range(len(out))
@@ -193,7 +163,7 @@ def tanh_of_sum(values: Tensor, added: Tensor) -> Tensor:
 
 
 def normalise(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what ``flow_net.normalise`` does."""
+    """Do what ``frame_encoder.normalise`` does."""
     pixels = _cells(images)
     N, H, W, _ = pixels.shape
     grey = np.empty((N, 1, H, W), np.float32)

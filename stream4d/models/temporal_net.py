@@ -19,13 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.errors import ModelError
-from stream4d.models.flow_net import (
-    FlowFields,
-    FlowNet,
-    FrameEncoder,
-    FrameFeatures,
-    MatchFeatures,
-)
+from stream4d.models.flow_net import FlowFields, FlowNet, MatchFeatures
+from stream4d.models.frame_encoder import FrameEncoder, FrameFeatures
 from stream4d.models.rigid_motion import rigid_fields
 from stream4d.models.sampling import convex_upsample, round_trip, warp
 from stream4d.models.temporal_heads import (

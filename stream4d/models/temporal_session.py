@@ -19,7 +19,8 @@ from stream4d.geometry.camera import scale_K
 from stream4d.models import epipolar_sweep, fused
 from stream4d.models.dis import grey_image
 from stream4d.models.epipolar_sweep import StartedPair
-from stream4d.models.flow_net import FrameFeatures, MatchFeatures
+from stream4d.models.flow_net import MatchFeatures
+from stream4d.models.frame_encoder import FrameFeatures
 from stream4d.models.temporal_net import STRIDE, FrameState, PairState
 from stream4d.models.temporal_tokens import TokenMemory
 from stream4d.packets import Array, Frame, Prediction, State, VideoInfo, Window

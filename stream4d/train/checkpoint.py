@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stream4d.errors import TrainingError
-from stream4d.models.flow_net import convert_xfeat
+from stream4d.models.frame_encoder import convert_xfeat
 from stream4d.models.temporal_net import TemporalNet
 from stream4d.replacement import replacing
 from stream4d.train.recipe import Recipe
