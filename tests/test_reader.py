@@ -231,7 +231,25 @@ def test_file_cut_short_yields_what_decodes(
     assert 10 < len(frames) < 60
     assert numbers(frames) == list(range(len(frames)))
     assert "cut short" in caplog.text
+    assert "of the 2.4 s that it announces" in caplog.text
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.mp4"])
+def test_a_cut_between_two_frames_is_told_and_a_whole_file_is_not(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"movflags": "faststart"} if name == "cut.mp4" else {}
+    path = write_video(tmp_path / name, frames=60, container_options=options)
+    with caplog.at_level(logging.WARNING, "stream4d"):
+        read(path)
+        assert caplog.text == ""
+        with av.open(str(path)) as container:
+            packets = [p for p in container.demux(video=0) if p.size]
+        path.write_bytes(path.read_bytes()[: packets[30].pos])
+        frames = read(path)
+    assert 25 < len(frames) < 35
+    assert "was cut short: it holds 1" in caplog.text
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 INDEXED_BYTES = 4 << 30
 """Files up to this size have all packets read once (not decoded) for exact times and counts: about 1 s per GB."""
+CUT_SHORT = 0.95
+"""A file that holds less than this share of the seconds that its header announces was cut short."""
 _SEEK_FROM = 64
 """Frames nearer to the start than this are reached by decoding."""
 _NETWORK_TIMEOUT_S = (10.0, 30.0)
@@ -45,6 +47,7 @@ class PyavBackend:
             first = _first_frame(container, stream, source)
             self.probe = probe_stream(container, stream, first)
             time_base = stream.time_base
+            announced_s = _announced_seconds(stream)
             # AVI stores no presentation times: what FFmpeg reports is the order of decoding.
             self._has_times = container.format.name != "avi"
         self._pts: Array | None = None
@@ -57,7 +60,16 @@ class PyavBackend:
             if self._pts is not None and keyframes:
                 self.keyframe_spacing = len(self._pts) / keyframes
         if self._pts is not None:
-            self.probe = replace(self.probe, timeline=_timeline(self._pts, time_base))
+            timeline = _timeline(self._pts, time_base)
+            self.probe = replace(self.probe, timeline=timeline)
+            held_s = timeline[-1] / SECOND_NS + 1 / self.probe.fps
+            if announced_s is not None and held_s < CUT_SHORT * announced_s:
+                logger.warning(
+                    "%s was cut short: it holds %.3g s of the %.3g s that it announces",
+                    source,
+                    held_s,
+                    announced_s,
+                )
 
     def replace_times(self, timeline: Array) -> None:
         """Take times from beside the video instead of from the container, where they fit."""
@@ -228,6 +240,18 @@ def _frame_count(container: Any, stream: Any, fps: float) -> int | None:
     if container.duration:
         return max(1, round(float(container.duration) / float(av.time_base) * fps))
     return None
+
+
+def _announced_seconds(stream: Any) -> float | None:
+    """Return how long the header says that the stream is; the container's length may be that of its sound."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    # Matroska, as FFmpeg writes it: hours, minutes and seconds.
+    try:
+        hours, minutes, seconds = (float(x) for x in stream.metadata["DURATION"].split(":"))
+    except (KeyError, ValueError):
+        return None
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _timeline(pts: Array, time_base: Any) -> Array:
