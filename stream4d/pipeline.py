@@ -28,6 +28,7 @@ from stream4d.reader import open_video
 from stream4d.reader.base import VideoReader
 from stream4d.reader.windows import sliding_windows
 from stream4d.rehearsal import Rehearsal
+from stream4d.store.reader import open_store
 from stream4d.store.writer import StoreWriter
 
 if TYPE_CHECKING:
@@ -169,10 +170,17 @@ class Reconstruction:
                 self.config.view,
                 Path(self.source).stem or self.source,
                 overwrite=self._overwrite,
+                earlier=self._earlier_frames(),
                 clock=None if start_ns is None else start_ns.__add__,
             )
             yield self.view
         yield from self._extra_sinks
+
+    def _earlier_frames(self) -> Sequence[PosedFrame]:
+        """Return the frames before the first to be yielded, as they were stored."""
+        if self.out is None or not self.first_frame or self.config.store.maps == "none":
+            return ()
+        return open_store(self.out)[: self.first_frame]
 
     def _emit(self, frames: Iterable[PosedFrame]) -> Iterator[PosedFrame]:
         for frame in map(self.tracker.attach, frames):

@@ -22,6 +22,7 @@ from stream4d.commands import run
 from stream4d.packets import PosedFrame
 from stream4d.reader import open_video
 from tests.clips import write_sound
+from tests.recordings import rows
 from tests.videos import textured_pan, write_video
 
 Make = Callable[[Path], list[str]]
@@ -254,7 +255,7 @@ def test_interrupted_run_tells_how_to_go_on(
     monkeypatch.chdir(tmp_path)
     source = Path(__file__).parents[1] / "recordings" / "room_walker.mp4"
     flags = [str(source), "--out", "a b.zarr", "--resolution", "160", "--max-frames", "30"]
-    flags += ["--set", "store.state_every=1"]
+    flags += ["--set", "store.state_every=1", "--save-rrd", "a.rrd"]
     whole = RunSummary.add
 
     def press_ctrl_c(summary: RunSummary, frame: PosedFrame) -> None:
@@ -273,6 +274,10 @@ def test_interrupted_run_tells_how_to_go_on(
     assert re.search(r"going on from frame [1-9]", told)
     assert "of an earlier run" in told
     assert "stream4d replay 'a b.zarr'" in told
+    poses = rows(tmp_path / "a.rrd", "/world/camera", "translation")
+    assert [index for index, _ in poses] == list(range(30)), (
+        "the recording has the earlier frames too"
+    )
 
 
 def test_a_stop_before_the_first_frame_promises_nothing(clip: Path) -> None:

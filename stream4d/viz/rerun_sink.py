@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ class RerunSink:
         name: what the viewer calls this run.
         overwrite: replace an existing recording file.
         drop: False shows every frame and lets the giver wait: for a replay.
+        earlier: frames of the run that this one resumes: they begin its recording, which replaces an existing one.
         clock: turns ``PosedFrame.timestamp_ns`` into the moment of capture on ``time.monotonic_ns``, for the
             latency of a live source. Default: latency counts from ``write``.
 
@@ -43,12 +44,14 @@ class RerunSink:
         *,
         overwrite: bool = False,
         drop: bool = True,
+        earlier: Sequence[PosedFrame] = (),
         clock: Callable[[int], int] | None = None,
     ) -> None:
         self._config = config
         self._name = name
         self._overwrite = overwrite
         self._drop = drop
+        self._earlier = earlier
         self._clock = clock
         self._live: LiveView | None = None
         self._file: RecordingFile | None = None
@@ -70,7 +73,7 @@ class RerunSink:
         max_points, timing = self._config.max_points, self._drop
         path = Path(self._config.save_rrd) if self._config.save_rrd else None
         if path is not None:
-            check_target(path, overwrite=self._overwrite)
+            check_target(path, overwrite=self._overwrite or len(self._earlier) > 0)
         if self._config.mode != "none":
             viewer = _start_viewer(self._config)
             recording = new_recording(self._name)
@@ -79,6 +82,8 @@ class RerunSink:
             self._live = LiveView(viewer, recording, log, drop=self._drop)
         if path is not None:
             self._file = RecordingFile(path, self._name, max_points=max_points, timing=timing)
+            for frame in self._earlier:
+                self._file.write(Arrival(frame, self._entered_ns, None))
         return self
 
     def __exit__(
