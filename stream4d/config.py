@@ -104,8 +104,10 @@ class ReaderConfig(_Checked):
 class WindowConfig(_Checked):
     """How many frames a model sees together. 0: the model's own default."""
 
-    size: int = _setting(0, "frames per window", low=0, high=512)
-    overlap: int = _setting(-1, "frames shared by neighbouring windows (-1: default)", low=-1)
+    size: int = _setting(0, "frames per window (0: as the model has it)", low=0, high=512)
+    overlap: int = _setting(
+        -1, "frames shared by neighbouring windows (-1: as the model has it)", low=-1
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,7 @@ BAD_INPUT: dict[str, tuple[Make, str]] = {
     "missing config": (_clip_and("--config", "fats"), "fats"),
     "stride of zero": (_clip_and("--stride", "0"), "stride must be at least 1"),
     "intrinsics of two numbers": (_clip_and("--intrinsics", "500,500"), "intrinsics"),
-    "intrinsics not finite": (_nan_intrinsics, "intrinsics"),
+    "intrinsics not finite": (_nan_intrinsics, "not finite"),
     "no such device": (_clip_and("--device", "cuda:7"), "--device cpu"),
     "set without a value": (_clip_and("--set", "chain.keyframes=["), "cannot read the value"),
     "weights among the options": (

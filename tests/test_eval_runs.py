@@ -440,6 +440,7 @@ class TestCommand:
             (["--dataset", "sintel"], "belong together"),
             (["--dataset", "sintl", "--root", "."], "Did you mean 'sintel'"),
             (["{orbit}", "--resume"], "--resume needs --json"),
+            (["{orbit}", "--timeout", "-1"], "--timeout must be above 0"),
             (["{orbit}", "{orbit}"], "more than one sequence is called orbit"),
             (["{orbit}", "--model", "temporl"], "Did you mean 'temporal'"),
             (["{orbit}", "--json", "{orbit}/sequence.json/x"], "cannot write"),

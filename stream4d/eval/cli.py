@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     from stream4d.eval.report import text_table
     from stream4d.eval.runner import Results, run_jobs
 
+    if not args.timeout > 0:
+        raise EvaluationError(f"--timeout must be above 0 seconds, got {args.timeout:g}")
     config = _config(args)
     jobs = find_jobs(args.sequences, args.dataset, args.root, args.max_frames)
     results = Results(

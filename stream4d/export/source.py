@@ -155,6 +155,7 @@ def static_cloud(source: FrameSource, selection: Selection) -> StaticCloud:
     if len(cloud) == 0:
         raise ExportError(
             "no static points: no depth reaches the confidence "
-            f"{selection.keep.min_confidence} in two frames (try a lower --min-confidence)"
+            f"{selection.keep.min_confidence} in two frames (a camera that stays in its place sees none; "
+            "otherwise try a lower --min-confidence)"
         )
     return cloud

@@ -39,7 +39,7 @@ def read_weights(path: str | Path) -> TemporalNet:
             raise WeightsError(f"cannot read {path}: {error}") from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(
-            f"{path} is not a checkpoint of the temporal model (format {metadata.get('format')!r})"
+            f"{path} is not a checkpoint of the temporal model: give the ema.safetensors of a training run"
         )
     try:
         config = NetConfig(**json.loads(metadata["config"]))

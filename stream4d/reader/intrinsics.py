@@ -33,6 +33,8 @@ def parse_intrinsics(text: str) -> tuple[Numbers, Numbers | None]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        if "," in text and not path.exists():
+            return _from_numbers(_floats(text, text), text)  # says what is wrong with them
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"cannot read intrinsics {text!r} ({reason}): give {_FORMS}") from None
     data = _structured(content, path)

@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validate", metavar="FOLDER", help="score weights on sequences with ground truth instead"
     )
     parser.add_argument("--weights", help="weights to score (default: those of the package)")
-    parser.add_argument("--frames", type=int, default=48, help="frames scored per sequence")
+    parser.add_argument(
+        "--frames", type=int, default=48, help="frames scored per sequence (default: %(default)s)"
+    )
     parser.add_argument(
         "--ship", metavar="FILE", help="write --weights to FILE in half precision, with provenance"
     )
@@ -118,6 +120,9 @@ def _device(name: str) -> str:
 
 def _validate(args: argparse.Namespace) -> int:
     from stream4d.errors import TrainingError
+
+    if args.frames < 1:
+        raise TrainingError(f"--frames must be at least 1, got {args.frames}")
     from stream4d.models.temporal import TemporalModel
     from stream4d.train.benchmark import table, validate
 
