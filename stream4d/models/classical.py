@@ -21,7 +21,7 @@ import numpy as np
 from stream4d.errors import ModelError
 from stream4d.models import epipolar_sweep
 from stream4d.models.base import ModelCard
-from stream4d.models.dis import PRESETS, Preset, grey_image
+from stream4d.models.dis import PRESETS, Preset, grey_image, missed_trip
 from stream4d.models.epipolar_sweep import StartedPair
 from stream4d.packets import Array, Prediction, State, VideoInfo, Window
 
@@ -145,19 +145,10 @@ class ClassicalSession:
         """Nothing to remember."""
 
 
-def _look_up(image: Array, flow: Array) -> Array:
-    """Read ``image`` bilinearly where ``flow`` points, the border repeated."""
-    H, W = flow.shape[:2]
-    u, v = np.meshgrid(np.arange(W, dtype=np.float32), np.arange(H, dtype=np.float32))
-    x, y = u + flow[..., 0], v + flow[..., 1]
-    return np.asarray(cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-
-
 def flow_sigma(flow: Array, flow_backward: Array) -> Array:  # (H, W, 2) twice -> (H, W)
     """Return 1σ per component of ``flow`` in pixels, from inconsistency and from the flow's own gradient."""
     H, W = flow.shape[:2]
-    round_trip = flow + _look_up(flow_backward, flow)
-    inconsistency = cv2.magnitude(round_trip[..., 0], round_trip[..., 1])
+    inconsistency = missed_trip(flow, flow_backward)
     du = cv2.Sobel(flow, cv2.CV_32F, 1, 0, scale=1 / 8)
     dv = cv2.Sobel(flow, cv2.CV_32F, 0, 1, scale=1 / 8)
     square = du * du + dv * dv

@@ -36,3 +36,22 @@ def dis_flow(first: Array, second: Array, preset: Preset) -> Array:  # (H, W) tw
     solver: Any = cv2.DISOpticalFlow.create(PRESETS[preset])
     # None, not zeros: an initial flow of zeros replaces the coarse level's own start and changes the result.
     return np.asarray(solver.calc(first, second, None))
+
+
+def missed_trip(
+    flow: Array, back: Array, *, every: int = 1, beyond: float | None = None
+) -> Array:  # (H, W, 2) twice -> (H, W)
+    """Measure by how many pixels going along ``flow``, and by ``back`` from there, misses the start.
+
+    Args:
+        every: only every so many-th pixel in both axes.
+        beyond: what ``back`` is out of view, per axis; None: as at the nearest border.
+    """
+    H, W = flow.shape[:2]
+    flow = flow[::every, ::every]
+    u, v = np.meshgrid(*(np.arange(0, n, every, dtype=np.float32) for n in (W, H)))
+    border: dict[str, Any] = {"borderMode": cv2.BORDER_REPLICATE}
+    if beyond is not None:
+        border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (beyond, beyond)}
+    trip = flow + cv2.remap(back, u + flow[..., 0], v + flow[..., 1], cv2.INTER_LINEAR, **border)
+    return np.asarray(cv2.magnitude(trip[..., 0], trip[..., 1]))

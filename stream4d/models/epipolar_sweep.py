@@ -17,7 +17,7 @@ import numpy as np
 from stream4d.geometry.camera import centred_K, default_focal, make_K, scale_K
 from stream4d.models import _kernels_sweep as kernels
 from stream4d.models.camera_motion import MIN_POINTS, RigidMotion, find_motion
-from stream4d.models.dis import Preset, dis_flow
+from stream4d.models.dis import Preset, dis_flow, missed_trip
 from stream4d.packets import Array
 
 HARD_SHARE = 0.75
@@ -77,16 +77,9 @@ def returns(flow: Array, other: Array, every: int = 1) -> Array:  # (H, W, 2) tw
 
     ``every``: only every so many-th pixel in both axes.
     """
-    H, W = flow.shape[:2]
-    flow = flow[::every, ::every]
-    u, v = np.meshgrid(*(np.arange(0, n, every, dtype=np.float32) for n in (W, H)))
-    at = u + flow[..., 0], v + flow[..., 1]
-    beyond = (1e3, 1e3)  # out of view nothing returns
-    trip = flow + cv2.remap(
-        other, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=beyond
-    )
-    allowed = MISS_PX + MISS_SHARE * cv2.magnitude(flow[..., 0], flow[..., 1])
-    return np.asarray(cv2.magnitude(trip[..., 0], trip[..., 1]) / allowed)
+    missed = missed_trip(flow, other, every=every, beyond=1e3)  # out of view nothing returns
+    u, v = np.moveaxis(flow[::every, ::every], -1, 0)
+    return missed / (MISS_PX + MISS_SHARE * cv2.magnitude(u, v))
 
 
 def mend_hard_pair(
