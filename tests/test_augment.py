@@ -13,13 +13,13 @@ from stream4d.errors import ConfigError
 from stream4d.train.augment import (
     AugmentOptions,
     augment,
-    crop_and_zoom,
     erase,
     jitter_colour,
     mirror,
     reverse_time,
 )
 from stream4d.train.clip import ClipBatch
+from stream4d.train.crop import crop_and_zoom
 from stream4d.train.scenes import SceneOptions, render_clips
 
 SIZE = (60, 80)

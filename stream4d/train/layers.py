@@ -17,6 +17,7 @@ import numpy as np
 
 from stream4d.errors import TrainingError
 from stream4d.packets import Array
+from stream4d.train.compositing import Layer, composite, hidden_in_other, layer_flow, moves_apart
 
 TILE = 448
 """Side of a texture tile in pixels."""
@@ -34,12 +35,6 @@ class LayeredPair(NamedTuple):
     """(2, H, W) bool: covered or outside the image in the other frame."""
     moving: Array
     """(2, H, W) bool: on a shape that moves otherwise than the background does there."""
-
-
-class _Layer(NamedTuple):
-    texture: Array
-    alpha: Array | None
-    image_from_texture: tuple[Array, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +94,14 @@ class LayeredClips:
         """Render one pair of (H, W) frames."""
         rng = np.random.default_rng(seed)
         layers = self._layers(rng, size)
-        frames, owners = zip(*(_composite(layers, t, size) for t in (0, 1)), strict=True)
-        fields = [_flow(layers, owners[t], t) for t in (0, 1)]
-        hidden = [_occluded(layers, owners, fields[t], t) for t in (0, 1)]
-        moving = [_moving(layers, owners[t], fields[t], t) for t in (0, 1)]
+        frames, owners = zip(*(composite(layers, t, size) for t in (0, 1)), strict=True)
+        fields = [layer_flow(layers, owners[t], t) for t in (0, 1)]
+        hidden = [hidden_in_other(owners, fields[t], t) for t in (0, 1)]
+        moving = [moves_apart(layers, owners[t], fields[t], t) for t in (0, 1)]
         rgb = _sensor(rng, np.stack(frames))
         return LayeredPair(rgb, np.stack(fields), np.stack(hidden), np.stack(moving))
 
-    def _layers(self, rng: np.random.Generator, size: tuple[int, int]) -> list[_Layer]:
+    def _layers(self, rng: np.random.Generator, size: tuple[int, int]) -> list[Layer]:
         H, W = size
         options = self.options
         camera = _motion(rng, size, 0 if rng.random() < options.still else options.background_px)
@@ -118,7 +113,7 @@ class LayeredClips:
 
     def _layer(
         self, rng: np.random.Generator, size: tuple[int, int], motion: Array, alpha: Array | None
-    ) -> _Layer:
+    ) -> Layer:
         H, W = size
         side = max(H, W)
         texture = self._texture(rng, side * 3 // 2 if alpha is None else alpha.shape[0])
@@ -127,7 +122,7 @@ class LayeredClips:
         place = _placement(rng, size, texture.shape[0], cover=alpha is None)
         # Half of the motion before the first frame, half after: neither frame is the special one.
         half = _root(motion)
-        return _Layer(texture, alpha, (np.linalg.inv(half) @ place, half @ place))
+        return Layer(texture, alpha, (np.linalg.inv(half) @ place, half @ place))
 
     def _texture(self, rng: np.random.Generator, side: int) -> Array:
         """Cut a square from a random tile, sometimes mirrored, tinted or with exchanged channels."""
@@ -255,66 +250,6 @@ def _placement(rng: np.random.Generator, size: tuple[int, int], side: int, *, co
     out[:2, :2] = linear
     out[:2, 2] = middle - linear @ np.array([side / 2, side / 2])
     return out
-
-
-def _composite(layers: list[_Layer], t: int, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Paint layers back to front: rgb (H, W, 3) float32 and the index of the front layer (H, W)."""
-    H, W = size
-    rgb = np.zeros((H, W, 3), np.float32)
-    owner = np.zeros((H, W), np.int32)
-    for index, layer in enumerate(layers):
-        place = layer.image_from_texture[t]
-        border = cv2.BORDER_REFLECT_101 if layer.alpha is None else cv2.BORDER_REPLICATE
-        colour = cv2.warpPerspective(
-            layer.texture, place, (W, H), flags=cv2.INTER_LINEAR, borderMode=border
-        )
-        if layer.alpha is None:
-            rgb[:] = colour
-            continue
-        alpha = cv2.warpPerspective(layer.alpha, place, (W, H), flags=cv2.INTER_LINEAR)
-        rgb += (colour - rgb) * alpha[..., None]
-        owner[alpha > 0.5] = index
-    return rgb, owner
-
-
-def _moved(layer: _Layer, points: Array, t: int) -> Array:  # (N, 2) -> (N, 2)
-    """Follow points of a layer from frame t to the other frame."""
-    here, there = layer.image_from_texture[t], layer.image_from_texture[1 - t]
-    matrix = there @ np.linalg.inv(here)
-    return np.asarray(cv2.perspectiveTransform(points[None].astype(np.float64), matrix)[0])
-
-
-def _flow(layers: list[_Layer], owner: Array, t: int) -> Array:
-    flow = np.zeros((*owner.shape, 2), np.float32)
-    for index, layer in enumerate(layers):
-        y, x = np.nonzero(owner == index)
-        if len(x):
-            points = np.stack([x, y], 1)
-            flow[y, x] = _moved(layer, points, t) - points
-    return flow
-
-
-def _moving(layers: list[_Layer], owner: Array, flow: Array, t: int) -> Array:
-    """Say where the flow differs from the background's by more than half a pixel."""
-    out = np.zeros(owner.shape, bool)
-    y, x = np.nonzero(owner)
-    if len(x):
-        points = np.stack([x, y], 1)
-        background = _moved(layers[0], points, t) - points
-        out[y, x] = np.linalg.norm(flow[y, x] - background, axis=1) > 0.5
-    return out
-
-
-def _occluded(layers: list[_Layer], owners: Sequence[Array], flow: Array, t: int) -> Array:
-    """Say where the front layer of frame t is not the front layer at its place in the other frame."""
-    H, W = owners[t].shape
-    y, x = np.mgrid[:H, :W]
-    to_x, to_y = np.rint(x + flow[..., 0]), np.rint(y + flow[..., 1])
-    inside = (to_x >= 0) & (to_x < W) & (to_y >= 0) & (to_y < H)
-    there = owners[1 - t][
-        np.clip(to_y, 0, H - 1).astype(np.int64), np.clip(to_x, 0, W - 1).astype(np.int64)
-    ]
-    return np.asarray(~inside | (there != owners[t]))
 
 
 def _sensor(rng: np.random.Generator, frames: Array) -> Array:

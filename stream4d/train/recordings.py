@@ -17,8 +17,8 @@ from torch import Tensor
 
 from stream4d.geometry.flow import consistency_error, ego_flow, sample, targets
 from stream4d.geometry.transforms import invert
-from stream4d.train.augment import crop_and_zoom
 from stream4d.train.clip import ClipBatch
+from stream4d.train.crop import crop_and_zoom
 
 Array = npt.NDArray[Any]
 
