@@ -13,13 +13,11 @@ from stream4d.models.blocks import (
     CrossAttention,
     KVCache,
     SwiGlu,
-    apply_rope,
     causal_frame_mask,
-    grid_positions,
-    rope_2d,
 )
 from stream4d.models.encoders import DinoEncoder, special_token_rope
 from stream4d.models.heads import Dpt, LinearHead, exp_of_norm, signed_expm1
+from stream4d.models.rope import apply_rope, grid_positions, rope_2d
 from stream4d.models.unified import (
     QueryAttention,
     UnifiedQueryDecoder,

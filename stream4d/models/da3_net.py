@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream4d.models.blocks import Rope, image_size, rope_2d
+from stream4d.models.blocks import image_size
 from stream4d.models.da3_config import Da3Config, Reference
 from stream4d.models.da3_heads import CameraDecoder, CameraEncoder, DenseHead, RayHead
 from stream4d.models.encoders import DinoEncoder, special_token_rope
+from stream4d.models.rope import Rope, rope_2d
 
 
 class Da3Tokens(NamedTuple):

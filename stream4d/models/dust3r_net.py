@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stream4d.models.blocks import DecoderBlock, image_size, rope_2d
+from stream4d.models.blocks import DecoderBlock, image_size
 from stream4d.models.checkpoint import Checkpoint, parse_constructor
 from stream4d.models.encoders import CrocoEncoder
 from stream4d.models.heads import Dpt, LinearHead, exp_of_norm, resize_bilinear
+from stream4d.models.rope import rope_2d
 from stream4d.models.weights import KeyMap
 
 

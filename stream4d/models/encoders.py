@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stream4d.models.blocks import Block, PatchEmbed, Rope, grid_positions, image_size, rope_2d
+from stream4d.models.blocks import Block, PatchEmbed, image_size
+from stream4d.models.rope import Rope, grid_positions, rope_2d
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

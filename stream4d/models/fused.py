@@ -20,7 +20,7 @@ from stream4d.models import _kernels_flow as kernels
 from stream4d.models import _kernels_tokens as token_kernels
 from stream4d.models import _kernels_upsampling as upsampling_kernels
 from stream4d.models._kernels_frame import lift, normalise_frame, squash
-from stream4d.models.blocks import Rope
+from stream4d.models.rope import Rope
 from stream4d.packets import Array
 
 

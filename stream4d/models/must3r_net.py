@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from stream4d.models.blocks import DecoderBlock, Mlp, Rope, rope_2d
+from stream4d.models.blocks import DecoderBlock, Mlp
 from stream4d.models.checkpoint import Checkpoint, parse_constructor
 from stream4d.models.encoders import CrocoEncoder
 from stream4d.models.heads import LinearHead, exp_of_norm
+from stream4d.models.rope import Rope, rope_2d
 from stream4d.models.weights import KeyMap
 
 Storage = Literal["kv", "norm_y", "raw"]

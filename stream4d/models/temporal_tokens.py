@@ -15,17 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stream4d.models import fused
-from stream4d.models.blocks import (
-    Attention,
-    Block,
-    CrossAttention,
-    KVCache,
-    Mlp,
-    Rope,
-    apply_rope,
-    grid_positions,
-    rope_2d,
-)
+from stream4d.models.blocks import Attention, Block, CrossAttention, KVCache, Mlp
+from stream4d.models.rope import Rope, apply_rope, grid_positions, rope_2d
 
 POOL = 2
 """Past frames are remembered at half the token resolution: a quarter of the keys."""

@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stream4d.models.blocks import Block, KVCache, Rope, image_size
+from stream4d.models.blocks import Block, KVCache, image_size
 from stream4d.models.encoders import DinoEncoder, normalise_imagenet, special_token_rope
 from stream4d.models.heads import CameraHead, Dpt, resize_bilinear, signed_expm1, uv_map
+from stream4d.models.rope import Rope
 from stream4d.models.tracker import TrackerConfig, TrackHead, Tracks
 from stream4d.models.weights import KeyMap
 
