@@ -85,12 +85,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.configure(-1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0))
         return int(importlib.import_module(COMMANDS[name][0]).run(args))
     except Stream4DError as error:
-        told = " ".join(str(error).splitlines())  # a file's name may hold a newline
-        sys.stderr.write(f"stream4d: {told}{_meant_command(words)}\n")
-        return 1
+        return _fail(f"{error}{_meant_command(words)}")
+    except PermissionError as error:
+        # A folder that may not be looked into fails wherever a path is first asked about.
+        if error.filename is None:
+            raise
+        return _fail(f"no permission for {error.filename}: change its rights, or choose another")
     except KeyboardInterrupt:
         sys.stderr.write("stream4d: interrupted\n")
         return 130
+
+
+def _fail(reason: str) -> int:
+    told = " ".join(reason.splitlines())  # a file's name may hold a newline
+    sys.stderr.write(f"stream4d: {told}\n")
+    return 1
 
 
 def _show_what_the_terminal_can() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -370,3 +371,25 @@ def test_stored_poses_are_finite_and_rigid(clip: Path) -> None:
     )
     assert np.isfinite(store.world_from_cam).all()
     assert (store.K[:, 0, 0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "words", [["{}"], ["info", "{}/a.zarr"], ["refine", "{}/a.zarr"], ["eval", "{}"]]
+)
+def test_a_folder_that_may_not_be_looked_into_is_one_line(words: list[str], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    closed.chmod(0)
+    command = [sys.executable, "-m", "stream4d", *(word.format(closed) for word in words)]
+    if os.geteuid() == 0:
+        # Root looks everywhere, but for these two of its rights.
+        drop = "--bounding-set=-dac_override,-dac_read_search"
+        command = ["setpriv", drop, *command]
+        if shutil.which("setpriv") is None or subprocess.run([*command[:2], "true"]).returncode:
+            pytest.skip("root cannot be told to respect permissions here")
+    done = subprocess.run(command, capture_output=True, text=True)
+    closed.chmod(0o700)
+    assert done.returncode == 1
+    assert "no permission for" in done.stderr
+    assert str(closed) in done.stderr
+    assert done.stderr.count("\n") == 1
