@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from stream4d.eval import loop_clips, loops
+from stream4d.eval.report import aligned
 from stream4d.geometry import transforms
 from stream4d.packets import Frame
 from tests.synthetic import Scene
@@ -56,7 +57,7 @@ def test_a_run_gives_a_line_and_a_picture() -> None:
         loops.outcome(short, "classical", loop_closure=on) for on in (False, True)
     )
     line = loops.row(short, without, with_loops)
-    text = loops.table([loops.HEADINGS, line])
+    text = "\n".join(aligned([loops.HEADINGS, line]))
     assert "room-and-back" in text.splitlines()[1]
     assert without.closed == with_loops.closed == 0
     assert loops.picture(short, without, with_loops).startswith(b"\x89PNG")

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from stream4d import logs
+from stream4d.eval.bench_pipeline import run_pipeline
+from stream4d.eval.report import aligned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,6 @@ ALIGN = Budget(what="Sim(3) alignment, 512×288 overlap", unit="ms", floor=15, a
 BUNDLE = Budget(what="bundle step, 10 keyframes × 96 patches", unit="ms", floor=10, aim=3)
 STORE = Budget(what="store append, 384×288, all arrays", unit="ms", floor=8, aim=3)
 HELP = Budget(what="stream4d --help", unit="s", floor=0.5, aim=0.2)
-WARM_UP = 200
-"""Frames of the run before the one that is measured: the clip turns after 72, places come back and loops close."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,12 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="", help="model [the default model]")
     parser.add_argument("--json", type=Path, help="write the lines as JSON")
-    parser.add_argument("--worker", metavar="FOLDER", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    if args.worker:
-        span = 1000 if args.long else 100
-        logs.show(json.dumps(_measure_pipeline(args.worker, args.model, args.resolution, span)))
-        return 0
     if args.json and not args.json.parent.is_dir():  # told now, not after minutes
         parser.error(f"--json: there is no folder {args.json.parent}")
     try:
@@ -122,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure_long(frames: int, model: str = "", resolution: int = 384) -> list[Line]:
     """Run the pipeline over a stream so long that whatever grows shows: the bundled clip, to and fro."""
-    run = _run_pipeline(frames, model, resolution, is_long=True)
+    run = run_pipeline(frames, model, resolution, is_long=True)
     note = _note(run)
     return [
         Line(budget=FPS, value=run["fps"], note=note),
@@ -136,7 +131,7 @@ def measure(frames: int, model: str = "", resolution: int = 384) -> list[Line]:
     """Measure every budget."""
     from stream4d.eval import bench_parts
 
-    run = _run_pipeline(frames, model, resolution)
+    run = run_pipeline(frames, model, resolution)
     note = _note(run)
     return [
         Line(budget=FPS, value=run["fps"], note=note),
@@ -165,17 +160,9 @@ def table(lines: list[Line]) -> str:
         ]
         for line in lines
     ]
-    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
-    return "\n".join(
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:-1], widths[1:-1], strict=True)),
-                row[-1],
-            ]
-        )
-        for row in [heading, *rows]
-    )
+    figures = aligned([row[:-1] for row in [heading, *rows]])
+    verdicts = [row[-1] for row in [heading, *rows]]
+    return "\n".join("  ".join(both) for both in zip(figures, verdicts, strict=True))
 
 
 def median_seconds(call: Callable[[], object], repeats: int = 15) -> float:
@@ -218,80 +205,9 @@ def help_seconds(repeats: int = 7) -> float:
     return median_seconds(call, repeats)
 
 
-def _run_pipeline(
-    frames: int, model: str, resolution: int, *, is_long: bool = False
-) -> dict[str, float]:
-    """Run it in a process of its own, once, after a short run that compiles the kernels.
-
-    Compiling happens once on a machine, and some of it only when the first loop closes: it would be counted as growth
-    (100 MB of LLVM) and as the cost of late frames.
-    """
-    from stream4d.eval.bench_parts import write_long_video
-
-    options = ["--resolution", str(resolution), *(["--model", model] if model else [])]
-    with tempfile.TemporaryDirectory(prefix="stream4d-bench-") as folder:
-        video = write_long_video(Path(folder) / "video", frames)
-        warm_up = ["stream4d", str(video), "--quiet", "--max-frames", str(WARM_UP)]
-        _run([*warm_up, "--out", f"{folder}/warm-up.zarr", *options])
-        worker = ["stream4d.eval.bench", "--worker", str(video)]
-        told = _run([*worker, *options, *(["--long", str(frames)] if is_long else [])])
-    result: dict[str, float] = json.loads(told.splitlines()[-1])
-    return result
-
-
-def _run(module: list[str]) -> str:
-    command = [sys.executable, "-m", *module]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
 def _note(run: dict[str, float]) -> str:
     compiled = round(run["compiled"])
     return f"{compiled} kernels were compiled meanwhile: measure again" if compiled else ""
-
-
-def _measure_pipeline(folder: str, model: str, resolution: int, span: int) -> dict[str, float]:
-    """Run the whole pipeline into a store, in this process, and return rates and memory.
-
-    Frames come in bursts of a window: times are read over spans of frames, the first from frame 100 on.
-    """
-    from numba.core import event
-
-    from stream4d.config import ModelConfig, ReaderConfig, RunConfig
-    from stream4d.eval.process import peak_rss_mb, rss_mb
-    from stream4d.pipeline import Reconstruction
-
-    config = RunConfig(reader=ReaderConfig(resolution=resolution))
-    if model:
-        config = dataclasses.replace(config, model=ModelConfig(name=model))
-    wall: list[float] = []
-    cpu: list[float] = []
-    early_mb = 0.0
-    out = Path(folder).with_name("store.zarr")
-    compiling = event.RecordingListener()
-    with (
-        event.install_listener("numba:compile", compiling),
-        Reconstruction(folder, config, out=out, overwrite=True) as run,
-    ):
-        wall.append(time.perf_counter())
-        cpu.append(time.process_time())
-        for frame in run:
-            wall.append(time.perf_counter())
-            cpu.append(time.process_time())
-            if frame.index == (100 if span == 100 else 100 + span):
-                early_mb = rss_mb()
-    count = len(wall) - 1
-    first, last = (100, 100 + span), (count - 10 - span, count - 10)
-    return {
-        "fps": count / (wall[-1] - wall[0]),
-        "peak_mb": peak_rss_mb(),
-        "early_mb": early_mb,
-        "end_mb": rss_mb(),
-        "early_s": wall[first[1]] - wall[first[0]],
-        "late_s": wall[last[1]] - wall[last[0]],
-        "early_cpu_s": cpu[first[1]] - cpu[first[0]],
-        "late_cpu_s": cpu[last[1]] - cpu[last[0]],
-        "compiled": sum(each.is_start for _, each in compiling.buffer),
-    }
 
 
 def _circumstances() -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from stream4d import logs
 from stream4d.config import RunConfig
 from stream4d.eval.loop_clips import LoopClip, chosen_clips
+from stream4d.eval.report import aligned
 from stream4d.geometry import transforms
 from stream4d.models.registry import create_model
 from stream4d.packets import Array, PosedFrame
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.plot:
             args.plot.mkdir(parents=True, exist_ok=True)
             (args.plot / f"{clip.name}.png").write_bytes(picture(clip, without, with_loops))
-    logs.show(table(rows))
+    logs.show("\n".join(aligned(rows)))
     return 0
 
 
@@ -201,15 +202,6 @@ def picture(clip: LoopClip, without: Outcome, with_loops: Outcome) -> bytes:
         axes.plot(path[:, 0], path[:, 2], color=colour, linewidth=1, label=label)
     axes.legend()
     return png(figure)
-
-
-def table(rows: list[list[str]]) -> str:
-    """Return the rows as text, the first column to the left."""
-    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in rows
-    )  # fmt: skip
 
 
 def _number(value: float | None, form: str) -> str:
