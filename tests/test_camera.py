@@ -18,8 +18,8 @@ from stream4d.errors import VideoError
 from stream4d.reader import camera_reader, open_video
 from stream4d.reader.base import VideoReader
 from stream4d.reader.camera_reader import RING, CameraBackend
+from stream4d.reader.container import open_container
 from stream4d.reader.prefetch import prefetch
-from stream4d.reader.pyav_reader import open_container
 
 
 @pytest.fixture(scope="module")

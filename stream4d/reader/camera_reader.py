@@ -18,13 +18,13 @@ import av
 from stream4d.errors import VideoError
 from stream4d.packets import Array
 from stream4d.reader.backend import Decoded
-from stream4d.reader.pixels import to_rgb
-from stream4d.reader.pyav_reader import (
+from stream4d.reader.container import (
     decoded_frames,
     open_container,
     probe_stream,
     video_stream,
 )
+from stream4d.reader.pixels import to_rgb
 from stream4d.reader.selection import SECOND_NS
 
 logger = logging.getLogger(__name__)
