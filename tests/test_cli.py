@@ -281,6 +281,17 @@ def test_interrupted_run_tells_how_to_go_on(
     )
 
 
+def test_refine_takes_the_store_that_was_written(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default name of a live source's store tells the time: it may be asked for once."""
+    monkeypatch.chdir(clip.parent)
+    names = iter(["first.zarr", "second.zarr"])
+    monkeypatch.setattr(run, "default_store_path", lambda source: Path(next(names)))
+    assert main([str(clip), "--resolution", "128", "--refine"]) == 0
+    assert "store         first.zarr" in capsys.readouterr().out
+
+
 def test_a_stop_before_the_first_frame_promises_nothing(clip: Path) -> None:
     from stream4d.commands.summary import RunSummary
 

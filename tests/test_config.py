@@ -103,13 +103,23 @@ def test_assignment_needs_an_equals_sign() -> None:
         ("clips/walk.2024.mp4", "walk.2024.zarr"),
         ("shots/office/frames", "office.zarr"),
         ("shots/office/*.png", "office.zarr"),
+        ("shots/office/frames/*.png", "office.zarr"),
         ("shots/office", "office.zarr"),
+        ("webcam_2024.mp4", "webcam_2024.zarr"),
+        ("file:///clips/walk.mp4", "walk.zarr"),
     ],
 )
 def test_store_is_named_after_the_source(source: str, name: str) -> None:
     assert default_store_path(source) == Path(name)
 
 
+def test_a_video_with_brackets_in_its_name_is_no_glob(tmp_path: Path) -> None:
+    video = tmp_path / "walk[1].mp4"
+    video.touch()
+    assert default_store_path(str(video)) == Path("walk[1].zarr")
+
+
 def test_live_stores_are_stamped() -> None:
     assert default_store_path("webcam").name.startswith("webcam-")
+    assert default_store_path("/dev/video0").name.startswith("webcam-")
     assert default_store_path("rtsp://10.0.0.1:554/live").name.startswith("10.0.0.1-")

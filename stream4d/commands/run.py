@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import time
 import typing
 from pathlib import Path
@@ -170,13 +171,16 @@ def _camera(intrinsics: str | None, distortion: str | None) -> dict[str, Any]:
 
 def default_store_path(source: str) -> Path:
     """Name the store after the source: ``clips/walk.mp4`` → ``walk.zarr`` in the current folder."""
-    if "://" in source or source.startswith("webcam"):
+    from stream4d.reader.sources import is_live_or_url
+
+    source = source.removeprefix("file://")
+    if is_live_or_url(source):
         name = source.partition("://")[2].split("/")[0].split(":")[0] or "webcam"
         return Path(f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.zarr")
     path = Path(source)
+    if any(letter in path.name for letter in "*?[") and not os.path.exists(path):
+        path = path.parent  # a glob is named after its folder
     name = path.stem if path.suffix and not path.is_dir() else path.name
-    if any(letter in name for letter in "*?["):
-        name = path.parent.name
     if name in ("frames", "images", "rgb", "video", ""):
         name = path.resolve().parent.name
     return Path(f"{name or 'scene'}.zarr")
@@ -184,6 +188,9 @@ def default_store_path(source: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Reconstruct one source, show progress, and end with a summary."""
+    args.out = args.out or default_store_path(
+        args.source
+    )  # once: that of a live source has the time
     try:
         status = _reconstruct(args)
     except StoreCompleteError as error:
@@ -193,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
     if args.refine and status == 0:
         from stream4d.commands.refine import refine_store
 
-        refine_store(args.out or default_store_path(args.source), None, quiet=_is_silent(args))
+        refine_store(args.out, None, quiet=_is_silent(args))
     return status
 
 
@@ -209,7 +216,7 @@ def _reconstruct(args: argparse.Namespace) -> int:
     config = resolve_config(args)
     if args.refine and config.store.maps == "none":
         raise ConfigError("--refine needs images in the store: leave out store.maps=none")
-    out, quiet = args.out or default_store_path(args.source), _is_silent(args)
+    out, quiet = args.out, _is_silent(args)
     with Reconstruction(
         args.source, config, out=out, overwrite=args.overwrite, resume=args.resume
     ) as run:
