@@ -142,6 +142,14 @@ def test_models_lists_all(capsys):
     assert "CC BY-NC-SA 4.0" in out
 
 
+@pytest.mark.parametrize(("name", "option"), [("temporal", "max_side"), ("classical", "preset")])
+def test_our_own_models_tell_their_options(
+    name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", name]) == 0
+    assert f"  {option} = " in capsys.readouterr().out
+
+
 def test_models_describes_one(capsys):
     assert main(["models", "monst3r"]) == 0
     out = capsys.readouterr().out

@@ -60,6 +60,7 @@ class ClassicalModel:
     """DIS flow; sessions share nothing."""
 
     cards = {"classical": CARD}  # noqa: RUF012
+    options_class = ClassicalConfig
 
     def __init__(self, config: ClassicalConfig) -> None:
         self.card = CARD

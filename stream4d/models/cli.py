@@ -96,23 +96,24 @@ def _show_one(card: ModelCard) -> None:
     options = _options(card.name)
     if options:
         logs.show()
-        logs.show("options (under model.options in a config file):")
+        logs.show(
+            'options (--set "model.options={NAME: VALUE}", or model.options in a config file):'
+        )
         for name, value in options:
             logs.show(f"  {name} = {value}")
 
 
 def _options(name: str) -> list[tuple[str, str]]:
-    """Return the fields of a family's config with their defaults."""
+    """Return what may be set of a model, with its defaults."""
     from stream4d.models.family import ForeignModel
     from stream4d.models.registry import MODELS
 
     module, _, attribute = MODELS[name].partition(":")
     cls = getattr(importlib.import_module(module), attribute)
-    if not issubclass(cls, ForeignModel):
-        return []
-    config = cls.configure(name, None, {})
-    fields = dataclasses.fields(config)
-    return [("precision", "float32")] + [(f.name, repr(getattr(config, f.name))) for f in fields]
+    is_foreign = issubclass(cls, ForeignModel)
+    config = cls.configure(name, None, {}) if is_foreign else cls.options_class()
+    shared = [("precision", repr("float32"))] if is_foreign else []
+    return shared + [(f.name, repr(getattr(config, f.name))) for f in dataclasses.fields(config)]
 
 
 def _size(parameters_m: float) -> str:

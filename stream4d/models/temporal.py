@@ -97,6 +97,7 @@ class TemporalModel:
     """Network and options; sessions hold the memory of one stream each."""
 
     cards = {"temporal": CARD}  # noqa: RUF012
+    options_class = TemporalOptions
 
     def __init__(self, net: TemporalNet, options: TemporalOptions, *, device: str = "cpu") -> None:
         self.card = CARD
