@@ -110,6 +110,7 @@ BAD_INPUT: dict[str, tuple[Make, str]] = {
     "short window": (_clip_and("--window", "1"), "--window 2 or more"),
     "no source": (lambda _: [""], "source is empty"),
     "store as source": (_store, "stream4d replay"),
+    "recording as source": (_file("run.rrd", b"RRF2"), "stream4d replay"),
     "nobody at the address": (lambda _: ["http://127.0.0.1:9/a.mp4"], "check the address"),
     "weights for a model without": (_clip_and("--weights", "x.pt"), "weights"),
 }

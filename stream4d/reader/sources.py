@@ -136,6 +136,10 @@ def _in_file(
         raise VideoError(f"cannot read {path}: {error.strerror}") from None
     if size == 0:
         raise VideoError(f"{path} is empty (0 bytes): the copy or recording failed")
+    if path.suffix.lower() == ".rrd":
+        raise VideoError(
+            f"{path} is a recording, not a video: see it with `stream4d replay {path}`"
+        )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return FolderBackend([path], str(path)), "a single image"
     backend = PyavBackend(str(path))
