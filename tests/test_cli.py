@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -280,6 +280,20 @@ def test_interrupted_run_tells_how_to_go_on(
     assert [index for index, _ in poses] == list(range(30)), (
         "the recording has the earlier frames too"
     )
+
+
+def test_a_web_view_of_nothing_is_not_kept_up(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stream4d.pipeline import Reconstruction
+    from stream4d.viz.rerun_sink import RerunSink
+
+    def stop_at_once(run: Reconstruction) -> Iterator[PosedFrame]:
+        run.stop()
+        return iter(())
+
+    monkeypatch.chdir(clip.parent)
+    monkeypatch.setattr(Reconstruction, "__iter__", stop_at_once)
+    monkeypatch.setattr(RerunSink, "wait", lambda sink: pytest.fail("waits"))
+    assert main([str(clip), "--view", "web", "--view-port", "0"]) == 130
 
 
 def test_refine_takes_the_store_that_was_written(

@@ -239,8 +239,9 @@ def _reconstruct(args: argparse.Namespace) -> int:
         stopped, dropped = not run.is_finished, run.reader.dropped
         logs.show(summary.closing(interrupted=stopped, overwrites=args.overwrite, dropped=dropped))
     if run.view is not None:
-        if run.view.page and not quiet:
-            logs.show("the web view stays up until Ctrl-C")
-        run.view.wait()
+        if summary.frames:  # else there is nothing to look at
+            if run.view.page and not quiet:
+                logs.show("the web view stays up until Ctrl-C")
+            run.view.wait()
         run.view.close()
     return 0 if run.is_finished else 130
