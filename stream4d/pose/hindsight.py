@@ -15,6 +15,9 @@ from stream4d.pose.record import Record, relative
 
 FRAMES_BACK = 8
 """Frames through which flow is followed; its errors add up."""
+USUAL = 0.9
+"""Quantile of the errors of patches that are known to stand still, beyond which a place moves. How well flow fits
+differs from clip to clip: one limit for all would let slow movers pass."""
 LEAST_BACK = 3
 """Frames below which nothing is said: any two views of a point agree but for the epipolar line."""
 
@@ -22,19 +25,29 @@ LEAST_BACK = 3
 def may_stand_still(progress: Progress, record: Record, uv: Array) -> Array:  # (n, 2) -> (n,) bool
     """Tell which places of a frame do not clearly move; all where too few frames were seen before it.
 
-    A place moves where no depth explains its way through the frames before, their poses held. That depth is not read:
-    it is the one under which a mover that was missed would stand still.
+    A place moves where no depth explains its way through the frames before, their poses held, nearly as well as that
+    of the patches that the map is seen by. That depth is not read: it is the one under which a mover that was missed
+    would stand still.
     """
-    everywhere = np.ones(len(uv), bool)
     before = _frames_back(progress, record)
     if len(before) < LEAST_BACK or not len(uv):
-        return everywhere
+        return np.ones(len(uv), bool)
+    known = record.uv[np.isfinite(record.var) & (progress.map.host >= 0)]
+    error = _errors(progress, record, before, np.concatenate([known, uv]))
+    usual, of_places = error[: len(known)], error[len(known) :]
+    usual = usual[np.isfinite(usual)]
+    most = float(np.quantile(usual, USUAL)) if len(usual) else start.UNDECIDED
+    return ~(of_places > np.clip(most, motions.CONSISTENT, start.UNDECIDED))
+
+
+def _errors(progress: Progress, record: Record, before: list[Record], uv: Array) -> Array:  # (n,)
+    """Return how well the best depth of each place explains its way back, σ²; NaN where too few frames saw it."""
     ways, poses = _ways(progress, record, before, uv)
     rho, none = np.full(len(uv), _usual_rho(progress, record)), np.zeros(len(uv))
     fitted = motions.Motion(progress.map.cam, ways.rays.copy(), poses, rho, none, none)
     motions.fit_depths(ways, fitted)
     enough = ways.seen.sum(0) >= max(LEAST_BACK, len(before) / 2)
-    return ~(enough & (fitted.error > start.UNDECIDED))
+    return np.where(enough, fitted.error, np.nan)
 
 
 def _ways(
