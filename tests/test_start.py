@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def view(seed: int, *, scene: int = 100, body: int = 80, frames: int = 5) -> Vie
     return View(uv0, uv, info, on_body, poses[:, :3])
 
 
-def found(v: View, **options: bool) -> start.Start | None:
+def found(v: View, **options: Any) -> start.Start | None:
     return start.start_map(K, v.uv0, v.uv, v.info, size=SIZE, focal_known=True, **options)
 
 
@@ -158,16 +159,74 @@ def test_frames_whose_anchor_was_lost_before_the_start_are_placed_backwards(
     assert error < 0.02 * length  # 10 % where they stay in one place
 
 
-def test_a_start_waits_while_another_motion_explains_nearly_as_much() -> None:
+def so_far(frames: int, parallax: float, kept: float = 1.0) -> anchoring._SoFar:
+    return anchoring._SoFar(frames, parallax, focal_known=True, kept=kept)
+
+
+@pytest.fixture(scope="module")
+def still_scene() -> start.Start:
     begun = found(view(2, scene=120, body=0))
     assert begun is not None
+    return begun
+
+
+def test_a_start_waits_while_another_motion_explains_nearly_as_much(
+    still_scene: start.Start,
+) -> None:
     parallax = anchoring.START_PARALLAX
-    assert anchoring._is_believed(begun, 5, parallax, True)
-    rivalled = dataclasses.replace(begun, margin=1.05)
-    assert not anchoring._is_believed(rivalled, 5, parallax, True)
-    assert anchoring._is_believed(
-        rivalled, 5, parallax + 0.1, True
-    )  # so far apart only one can hold
+    assert anchoring._is_believed(still_scene, so_far(5, parallax))
+    rivalled = dataclasses.replace(still_scene, margin=1.05)
+    assert not anchoring._is_believed(rivalled, so_far(5, parallax))
+    # so far apart only one can hold
+    assert anchoring._is_believed(rivalled, so_far(5, parallax + 0.1))
+    # the next frame will see too little of the anchor
+    assert anchoring._is_believed(rivalled, so_far(5, parallax, kept=0.45))
+
+
+def test_what_hardly_moved_is_no_start_however_far_movers_went(still_scene: start.Start) -> None:
+    """Where the camera starts slowly, all that stands still and much that moves agree with a motion near zero."""
+    slow = dataclasses.replace(still_scene, parallax=0.5 * anchoring.START_PARALLAX)
+    assert not anchoring._is_believed(slow, so_far(8, 0.1))
+
+
+def test_an_essential_matrix_gives_the_pose_that_has_points_before_both_cameras() -> None:
+    """Turned half round about the baseline, the other camera has them all behind it; a is none the wiser."""
+    rng = np.random.default_rng(0)
+    rays = camera.rays(rng.uniform([4, 4], [SIZE - 4, 236], (60, 2)), K)
+    points = rays * rng.uniform(2, 8, (60, 1))
+    for _ in range(20):
+        motion = np.concatenate([rng.normal(0, 0.2, 3), rng.normal(0, 0.1, 3)])
+        pose = transforms.se3_exp(motion)
+        moved = transforms.transform_points(pose, points)
+        x, y, z = pose[:3, 3]
+        E = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ pose[:3, :3]
+        best = motions.poses_of(E, rays, moved / moved[:, 2:])[0]
+        assert angle_deg(best, pose[:3]) < 0.01
+        np.testing.assert_allclose(best[:, 3], pose[:3, 3] / np.linalg.norm(pose[:3, 3]), atol=1e-6)
+
+
+@pytest.mark.parametrize("focal_known", [True, False])
+def test_motions_found_before_place_later_frames(focal_known: bool) -> None:
+    v = view(0, frames=9)
+    early = start.start_map(K, v.uv0, v.uv[:5], v.info[:5], size=SIZE, focal_known=True)
+    assert early is not None
+    later = motions.Tracks(K, v.uv0, v.uv, v.info, SIZE, focal_known)
+    resumed = early.candidates.resumed(later)
+    assert len(resumed) > 1  # the body's is kept too
+    best = min(resumed, key=lambda m: angle_deg(m.poses[-1], v.poses[-1]))
+    assert angle_deg(best.poses[-1], v.poses[-1]) < 0.5
+    assert (best.error < motions.AGREEING)[~v.on_body].mean() > 0.9
+
+
+def test_a_look_goes_on_from_what_an_earlier_one_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    v = view(0, frames=9)
+    early = start.start_map(K, v.uv0, v.uv[:5], v.info[:5], size=SIZE, focal_known=True)
+    assert early is not None
+    monkeypatch.setattr(sampling, "sampled", lambda *_: [])  # no sample hits upon the scene
+    begun = found(v, earlier=early.candidates)
+    assert begun is not None
+    assert angle_deg(begun.poses[-1], v.poses[-1]) < 0.3
+    assert begun.inlier[v.on_body].mean() < 0.1
 
 
 def test_motions_of_other_tracks_are_grown_to_the_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import numpy as np
@@ -20,6 +21,7 @@ from stream4d.pose import (
     turning,
     uncertainty,
 )
+from stream4d.pose.candidates import Candidates
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -35,7 +37,7 @@ PURITY = 0.8
 """What agrees well with a start, over what does not clearly disagree, from which no other motion is mixed into it."""
 FREE_PURITY = 0.86
 """The same where the focal length is free: a compromise of the scene and its movers comes nearer to being one body."""
-CLEAR_MARGIN = 1.15
+CLEAR_MARGIN = 1.2
 """Score over that of the best other motion from which the two are told apart; a longer baseline may do it."""
 THOROUGH_AFTER = frozenset({2, 4, 6, 8, 11, 15, 20, 26, 32, 39})
 """Frames after the anchor at which the scene is looked for among movers: the search is dear."""
@@ -63,6 +65,7 @@ def anchor(progress: Progress, record: Record, pose: Array) -> None:
             mapping.retire(progress, int(slot))
         local_map.drop(int(slot))
     progress.departed.settle()
+    progress.candidates = Candidates()
     for held in progress.records:
         held.var[:] = np.inf
     record.uv[:], record.var[:], record.info[:] = 0, np.inf, 0
@@ -107,10 +110,11 @@ def try_start(progress: Progress, record: Record) -> None:
         local_map.covariance[0], local_map.focal_bias[0] = drifted
         record.is_tracked &= seen
         return
-    parallax = float(np.nanmedian(residual)) if len(rows) else 0.0
+    parallax = np.nanquantile(residual, [0.25, 0.5]) / progress.size if len(rows) else np.zeros(2)
     explained = float((residual < START_STILL_PX).mean()) if len(rows) else 1.0
-    if parallax > START_PARALLAX * progress.size and explained < START_EXPLAINED:
-        _start(progress, record, parallax)
+    if parallax[1] > START_PARALLAX and explained < START_EXPLAINED:
+        # movers over nearly half the view put the median among them
+        _start(progress, record, float(min(2 * parallax[0], parallax[1])))
     if not progress.started:
         turning.learn_focal(progress, record)
 
@@ -156,12 +160,15 @@ def _start(progress: Progress, record: Record, parallax: float) -> None:
         np.stack([r.info[rows] for r in chosen]), size=progress.size,
         focal_known=progress.is_focal_sure,
     )  # fmt: skip
-    thorough = len(held) in THOROUGH_AFTER
-    so_far = len(held), parallax / progress.size, progress.is_focal_sure
-    begun = look(thorough=thorough)
-    if not _is_believed(begun, *so_far):
+    so_far = _SoFar(
+        len(held), parallax, progress.is_focal_sure, kept=len(record.rows) / max(len(rows), 1)
+    )
+    if len(held) not in THOROUGH_AFTER and not _is_believed(look(thorough=False), so_far):
         return
-    if not thorough and not _is_believed(begun := look(thorough=True), *so_far):
+    begun = look(thorough=True, earlier=progress.candidates)
+    if begun is not None:
+        progress.candidates = begun.candidates
+    if not _is_believed(begun, so_far):
         return
     _build_map(progress, begun, rows, chosen)
     for r in held:
@@ -190,27 +197,46 @@ def _build_map(progress: Progress, begun: start.Start, rows: Array, chosen: list
         r.set_pose(begun.poses[k + 1] @ origin, local_map, tracked=True)
         mapping.enter(progress, r, k + 1)
     progress.started, progress.lost = True, 0
+    progress.candidates = Candidates()
     progress.velocity = np.eye(4)
 
 
-def _is_believed(
-    begun: start.Start | None, frames: int, parallax: float, focal_known: bool
-) -> TypeGuard[start.Start]:
+@dataclass(frozen=True, slots=True)
+class _SoFar:
+    """What a start is judged by besides itself."""
+
+    frames: int
+    """Since the anchor."""
+    parallax: float
+    """Of the long side, at most twice that of the lower quartile."""
+    focal_known: bool
+    kept: float
+    """Share of the anchor's patches that are still seen."""
+
+    @property
+    def can_wait(self) -> bool:
+        """False where the next frame will probably see too little of the anchor."""
+        return bool(self.kept ** (1 + 1 / self.frames) > MIN_KEPT)
+
+    @property
+    def needed_share(self) -> float:
+        """Share of tracks that must agree after so many frames with so much parallax."""
+        most, least = START_SHARE
+        if self.frames == 1:  # two views hold each track by a line only, however far apart they are
+            return most
+        longer = max(self.parallax - START_PARALLAX, 0.0)
+        return max(most - 0.0125 * self.frames - 5.0 * longer, least)
+
+
+def _is_believed(begun: start.Start | None, so_far: _SoFar) -> TypeGuard[start.Start]:
     """Tell whether the start is the scene's: enough of the view agrees with it, or what does is clearly one body."""
-    if begun is None or begun.quality < START_QUALITY:
+    if begun is None or begun.quality < START_QUALITY or begun.parallax < START_PARALLAX:
         return False
-    needed = _needed_share(frames, parallax)
-    if begun.margin < CLEAR_MARGIN and needed > min(START_SHARE):
+    needed = so_far.needed_share
+    may_be_another = begun.margin < CLEAR_MARGIN and needed > min(START_SHARE)
+    if may_be_another and so_far.can_wait:
         return False
-    purity = PURITY if focal_known else FREE_PURITY
-    if frames >= PURE_AFTER and begun.purity > purity:
+    purity = PURITY if so_far.focal_known else FREE_PURITY
+    if so_far.frames >= PURE_AFTER and begun.purity > purity:
         return begun.share > PURE_SHARE
     return begun.share > needed
-
-
-def _needed_share(frames: int, parallax: float) -> float:
-    """Return the share of tracks that must agree after so many frames with so much parallax (of the long side)."""
-    most, least = START_SHARE
-    if frames == 1:  # two views hold each track by a line only, however far apart they are
-        return most
-    return max(most - 0.0125 * frames - 5.0 * max(parallax - START_PARALLAX, 0.0), least)

@@ -6,6 +6,7 @@ the scene and its movers fits many observations but few tracks; judged by single
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import cv2
@@ -26,10 +27,17 @@ AGREEING = 4.5
 """Mean robust error of a track, σ², below which it agrees with a motion, though not every observation does."""
 SAME_MOTION = 0.8
 """Overlap of what two motions explain above which they are one."""
-GROWTH = (((60.0, 9.0), 5.0), ((25.0, 9.0), 4.0), ((9.0,), 3.0), ((9.0,), 2.0))
-"""Robust scales of each adjustment, and the error, less one, up to which a track takes part in it."""
-KEPT = (16, 6, 4, 4)
-"""Motions that are adjusted in each of them."""
+Growth = tuple[tuple[tuple[float, ...], float, int], ...]
+"""Robust scales of each adjustment, the error up to which a track takes part in it, and how many motions do."""
+FROM_AFAR: Growth = (
+    ((60.0, 9.0), 6.0, 16),
+    ((25.0, 9.0), 5.0, 6),
+    ((9.0,), 4.0, 4),
+    ((9.0,), 3.0, 4),
+)
+"""For guesses that may be far off: draws in what fits a little. Over a short baseline that may be another motion."""
+FROM_NEAR: Growth = (((9.0,), 4.0, 16), ((9.0,), 3.0, 6), ((9.0,), 3.0, 4))
+"""For guesses that hold: grows by what fits already."""
 SPREAD = 0.08
 """Radius, over the long side, within which tracks share one vote: texture crowds, the view does not."""
 LEAST_RHO = 2e-3
@@ -90,6 +98,20 @@ class Motion:
     focal_information: float = np.inf
 
 
+def members(motion: Motion) -> Array:  # (n,) bool
+    """Tell which tracks agree with a motion, at a depth that can be seen."""
+    return (motion.error < AGREEING) & (motion.rho > LEAST_RHO)
+
+
+def parallax(motion: Motion, rows: Array) -> float:
+    """Return the median way in pixels of tracks (n,) bool from the anchor to the last frame, but for rotation."""
+    turned = motion.rays[rows] @ motion.poses[-1, :, :3].T
+    moved = turned + motion.rho[rows, None] * motion.poses[-1, :, 3]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        way = motion.cam[:2] * (moved[:, :2] / moved[:, 2:] - turned[:, :2] / turned[:, 2:])
+    return float(np.median(np.hypot(*way.T))) if rows.any() else 0.0
+
+
 def area_votes(uv: Array, radius: float) -> Array:  # (n, 2) -> (n,)
     """Return a weight per position so that crowds within ``radius`` count about once; mean 1."""
     gaps = np.hypot(*(uv[:, None] - uv[None]).transpose(2, 0, 1))
@@ -118,10 +140,16 @@ def poses_of(E: Array, rays_a: Array, rays_b: Array) -> list[Array]:
     for R in (R1, R2):
         for sign in (1, -1):
             pose = np.hstack([R, sign * t])
-            front = (two_view_rho(rays_a, rays_b, pose) > 0).mean()
-            found.append((front, pose))
+            found.append((_share_in_front(rays_a, rays_b, pose), pose))
     found.sort(key=lambda item: -item[0])
     return [pose for front, pose in found[:2] if front > 0.5]
+
+
+def _share_in_front(rays_a: Array, rays_b: Array, pose: Array) -> float:
+    """Return the share of points before both cameras; turned half round, the second has them all behind it."""
+    rho = two_view_rho(rays_a, rays_b, pose)
+    in_b = rays_a @ pose[:, :3].T + rho[:, None] * pose[:, 3]
+    return float(((rho > 0) & ((in_b * rays_b).sum(-1) > 0)).mean())
 
 
 def guess(tracks: Tracks, frame: int, pose: Array, members: Array) -> Motion | None:
@@ -140,37 +168,59 @@ def guess(tracks: Tracks, frame: int, pose: Array, members: Array) -> Motion | N
     for i in range(len(tracks.uv)):
         share = (i + 1) / (frame + 1)
         near = np.column_stack([cv2.Rodrigues(share * turn)[0], share * pose[:, 3]])
-        poses[i + 1] = pose if i == frame else _resected(tracks, i, rho, positive, near)
+        poses[i + 1] = pose if i == frame else near
     cam = camera.split_K(tracks.K)
     none = np.zeros(len(rho))
     motion = Motion(cam, tracks.rays.copy(), poses, rho, none, none)
+    for i in range(len(tracks.uv)):
+        if i != frame:
+            _resect(tracks, motion, i, positive)
     fit_depths(tracks, motion)
     return motion
 
 
-def _resected(tracks: Tracks, i: int, rho: Array, members: Array, near: Array) -> Array:
-    """Return the pose (3, 4) of one frame by the members' depths, from one that is nearly right."""
+def resume(tracks: Tracks, focal: float, rho: Array) -> Motion:
+    """Place all frames, one from the other, by the depths of a motion that was found before; 0: not of it."""
+    cam, members = camera.split_K(tracks.K), rho > 0
+    if not tracks.focal_known:
+        cam[:2] *= focal / cam[0]
+    rays = tracks.rays * [*(tracks.K[[0, 1], [0, 1]] / cam[:2]), 1.0]
+    none = np.zeros(len(rho))
+    poses = np.tile(np.eye(3, 4), (len(tracks.uv) + 1, 1, 1))
+    rho = np.where(members, rho, np.median(rho[members]))
+    motion = Motion(cam, rays, poses, rho, none, none)
+    for i in range(len(tracks.uv)):
+        poses[i + 1] = poses[i]
+        _resect(tracks, motion, i, members)
+    fit_depths(tracks, motion)
+    return motion
+
+
+def _resect(tracks: Tracks, motion: Motion, i: int, members: Array) -> None:
+    """Place one frame by the members' depths, from where it stands: that is nearly right."""
     rows = members & tracks.seen[i]
     if rows.sum() < MIN_MEMBERS:
-        return near
-    return track.fit_rays(
-        camera.split_K(tracks.K), tracks.rays[rows], np.zeros((int(rows.sum()), 3)), rho[rows],
-        (GUESS_SIGMA * rho[rows]) ** 2, tracks.uv[i, rows], tracks.info[i, rows], near, track.COLD,
+        return
+    rho = motion.rho[rows]
+    motion.poses[i + 1] = track.fit_rays(
+        motion.cam, motion.rays[rows], np.zeros((len(rho), 3)), rho, (GUESS_SIGMA * rho) ** 2,
+        tracks.uv[i, rows], tracks.info[i, rows], motion.poses[i + 1], track.COLD,
     ).pose  # fmt: skip
 
 
-def grow(tracks: Tracks, found: list[Motion]) -> list[Motion]:
+def grow(tracks: Tracks, guesses: list[Motion], growth: Growth = FROM_AFAR) -> list[Motion]:
     """Refine motions over all frames and the tracks that they explain; returns the best, best first.
 
-    All are adjusted a little, the best of them to the end.
+    All are adjusted a little, the best of them to the end. The guesses stay as they are.
     """
-    for (scales, consistent), most in zip(GROWTH, KEPT, strict=True):
+    found = [copy.deepcopy(motion) for motion in _varied(tracks, guesses)[: growth[0][2]]]
+    for scales, most_error, most in growth:
         alive = []
         for motion in found[:most]:
-            members = (motion.error < consistent + 1.0) & (motion.rho > LEAST_RHO)
-            if members.sum() < MIN_MEMBERS:
+            taking_part = (motion.error < most_error) & (motion.rho > LEAST_RHO)
+            if taking_part.sum() < MIN_MEMBERS:
                 continue
-            _adjust(tracks, motion, members, scales)
+            _adjust(tracks, motion, taking_part, scales)
             if np.isfinite(motion.poses).all():
                 alive.append(motion)
         found = _varied(tracks, sorted(alive, key=lambda m: -score(tracks, m.error)))
@@ -182,11 +232,17 @@ def _varied(tracks: Tracks, ranked: list[Motion]) -> list[Motion]:
 
     Many guesses grow into one motion; without this none but its variants would be adjusted to the end.
     """
+    first = different(tracks, ranked)
+    return first + [motion for motion in ranked if not any(motion is m for m in first)]
+
+
+def different(tracks: Tracks, ranked: list[Motion]) -> list[Motion]:
+    """Return, of motions best first, each that explains other tracks than those before it."""
     first: list[Motion] = []
     for motion in ranked:
         if all(overlap(tracks, motion, other) < SAME_MOTION for other in first):
             first.append(motion)
-    return first + [motion for motion in ranked if not any(motion is m for m in first)]
+    return first
 
 
 def overlap(tracks: Tracks, a: Motion, b: Motion) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from stream4d.config import ChainConfig
 from stream4d.geometry import camera
 from stream4d.packets import Array, Frame, PoseRevision, State
+from stream4d.pose.candidates import Candidates
 from stream4d.pose.dense import DenseState
 from stream4d.pose.departed import Departed
 from stream4d.pose.focal import Focal
@@ -41,6 +42,8 @@ class Progress:
     focal_known: bool = False
     focal: Focal = field(default_factory=Focal)
     """What is known of it besides what the map shows."""
+    candidates: Candidates = field(default_factory=Candidates)
+    """Motions found in the anchor's tracks, while there is no map."""
     segment: int = 0
     lost: int = 0
     """Frames since a pose was last measured."""
@@ -89,6 +92,7 @@ class Progress:
         out["shape"] = np.array(self.shape)
         out["count"] = np.array(len(self.records))
         out |= pack("map", self.map) | pack("focal", self.focal)
+        out |= pack("candidates", self.candidates)
         if self.dense is not None:
             out |= pack("dense", self.dense)
         for i, record in enumerate(self.records):
@@ -112,6 +116,8 @@ class Progress:
             setattr(out, name, type(getattr(out, name))(value))
         for i in range(int(state["count"])):
             out.records.append(Record.restore(f"record{i:03d}", state))
+        if "candidates.rho" in state:
+            out.candidates = unpack("candidates", state, Candidates())
         if "dense.rho" in state:
             out.dense = unpack("dense", state, DenseState())
         listener.restore(part("listener", state))

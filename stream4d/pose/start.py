@@ -15,15 +15,16 @@ import numpy as np
 
 from stream4d.packets import Array
 from stream4d.pose import motions, sampling
+from stream4d.pose.candidates import Candidates
 from stream4d.pose.motions import Motion, Tracks
 
 MIN_TRACKS = 30
 FOCAL_FACTORS = (0.62, 0.85, 1.2, 1.7)
 """Focal hypotheses over the long side: fields of view of 78°, 61°, 45°, 33°."""
-CLEAR_SHARE = 0.85
+CLEAR_SHARE = 0.92
 """Share of the view from which nothing but the best guess from all tracks is looked at."""
 UNDECIDED = 7.0
-"""The same beyond which it clearly does not."""
+"""Mean robust error of a track, σ², beyond which it clearly belongs to another motion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Start:
     rho_info: Array
     """(n,)."""
     inlier: Array
-    """(n,) bool."""
+    """(n,) bool: what belongs to the motion beyond doubt; parts of movers agree with it in part."""
     focal: float
     """fx in pixels."""
     focal_information: float
@@ -47,8 +48,12 @@ class Start:
     """What agrees well, over what does not clearly disagree. Low where the motion is a compromise of several."""
     margin: float
     """Score over that of the best other motion; infinite where there is none."""
+    parallax: float
+    """Median way that what agrees has gone in the view since the anchor, but for rotation, over the long side."""
     quality: float
     """Median of depth / σ(depth) over the inliers; below about 5 the start is not worth having."""
+    candidates: Candidates
+    """What was found, for the next look."""
 
 
 def start_map(
@@ -60,10 +65,13 @@ def start_map(
     size: int,
     focal_known: bool,
     thorough: bool = True,
+    earlier: Candidates | None = None,
 ) -> Start | None:
     """Find poses of F frames and depths of n tracks, or None where the tracks do not allow it.
 
-    Only a ``thorough`` look finds the scene among large movers; it costs ten times as much.
+    Only a ``thorough`` look at more than two views finds the scene among large movers (two hold a track by a line
+    only: much fits as well as the scene does); it costs ten times as much. It goes on from what
+    ``earlier`` looks at the same tracks found.
     """
     if (info[-1, :, 0] > 0).sum() < MIN_TRACKS:
         return None
@@ -74,15 +82,18 @@ def start_map(
         grown += motions.grow(tracks, sampling.agreed(tracks, len(uv) - 1))
     tracks = every[0]
     best = _best(tracks, grown)
-    if thorough and (best is None or _share(tracks, best) < CLEAR_SHARE):
+    if thorough and len(uv) > 1 and (best is None or _share(tracks, best) < CLEAR_SHARE):
         for one in (
             every[1:-1] or every
         ):  # growing frees the focal length: the extremes are in reach
-            grown += motions.grow(one, sampling.sampled(one, len(uv) - 1))
+            guesses = sampling.sampled(one, len(uv) - 1)
+            grown += motions.grow(one, guesses) + motions.grow(one, guesses, motions.FROM_NEAR)
+        if earlier is not None:
+            grown += motions.grow(tracks, earlier.resumed(tracks), motions.FROM_NEAR)
         best = _best(tracks, grown)
     if best is None or (best.error < motions.AGREEING).sum() < MIN_TRACKS // 2:
         return None
-    return _finish(tracks, best, grown)
+    return _finish(tracks, grown)
 
 
 def _with_focal(K: Array, focal: float) -> Array:
@@ -117,24 +128,24 @@ def _share(tracks: Tracks, motion: Motion) -> float:
     return float(tracks.votes[agreeing].sum() / max(tracks.votes[seen].sum(), 1e-9))
 
 
-def _finish(tracks: Tracks, motion: Motion, grown: list[Motion]) -> Start:
-    """Scale a motion so that its median depth is 1, and grade it."""
-    members = (motion.error < motions.AGREEING) & (motion.rho > motions.LEAST_RHO)
+def _finish(tracks: Tracks, grown: list[Motion]) -> Start:
+    """Scale the best motion so that its median depth is 1, and grade it."""
+    ranked = sorted(grown, key=lambda motion: -_rank(tracks, motion))
+    motion = ranked[0]
+    members = motions.members(motion)
     scale = float(np.median(motion.rho[members]))
     rho, rho_info = motion.rho / scale, motion.rho_info * scale**2
     poses = motion.poses.copy()
     poses[:, :, 3] *= scale
-    other = max(
-        (
-            _rank(tracks, m)
-            for m in grown
-            if motions.overlap(tracks, motion, m) < motions.SAME_MOTION
-        ),
-        default=0.0,
+    others = (
+        _rank(tracks, m) for m in ranked if motions.overlap(tracks, motion, m) < motions.SAME_MOTION
     )
+    other = next(others, 0.0)
     return Start(
-        poses, rho, rho_info, members, float(motion.cam[0]), motion.focal_information,
-        share=_share(tracks, motion), purity=_purity(tracks, motion),
+        poses, rho, rho_info, members & (motion.error < motions.CONSISTENT), float(motion.cam[0]),
+        motion.focal_information, share=_share(tracks, motion), purity=_purity(tracks, motion),
         margin=_rank(tracks, motion) / other if other > 0 else np.inf,
+        parallax=motions.parallax(motion, members & tracks.seen[-1]) / tracks.size,
         quality=float(np.median(rho[members] * np.sqrt(np.maximum(rho_info[members], 0)))),
+        candidates=Candidates.of(tracks, ranked),
     )  # fmt: skip
