@@ -150,7 +150,7 @@ def _smooth_upsampling(layer: nn.Module) -> None:
 class Refiner(nn.Module):
     """At 1/4: recurrent refinement over local correlation, weights shared over iterations."""
 
-    def __init__(self, context: int, descriptor: int, hidden: int, radius: int) -> None:
+    def __init__(self, context: int, hidden: int, radius: int) -> None:
         super().__init__()
         self.radius = radius
         self.context = rectified(context, 32, 1)  # by FlowNet.describe_frame
@@ -211,7 +211,7 @@ class FlowNet(nn.Module):
         self.propagation = Propagation()
         self.fusion = Fusion(64, tokens, hidden)
         self.describe = Conv(quarter + 64, descriptor, 1)
-        self.refiner = Refiner(quarter, descriptor, hidden, radius)
+        self.refiner = Refiner(quarter, hidden, radius)
 
     def describe_frame(self, features: FrameFeatures, tokens: Tensor) -> MatchFeatures:
         """Prepare a frame with tokens (B, C, H/16, W/16) for matching."""

@@ -7,7 +7,7 @@ Flow stands beside OpenCV's DIS (medium) at the same working size, because that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from stream4d.models.temporal import TemporalModel
 from stream4d.packets import Array, Frame, Prediction, VideoInfo, Window
 from stream4d.reader.base import open_video
 from stream4d.reader.windows import sliding_windows
-
-FlowOf = Callable[[Array, Array], Array]
 
 
 @dataclass(slots=True)
