@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stream4d.config import ChainConfig
 from stream4d.geometry import camera, transforms
 from stream4d.models.registry import create_model
-from stream4d.packets import Array
+from stream4d.packets import Array, Frame
 from stream4d.pose import anchoring, motions, sampling, start
+from stream4d.pose.keyframe_view import NullListener
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 from tests.oracle import OracleModel
@@ -227,6 +229,21 @@ def test_a_look_goes_on_from_what_an_earlier_one_found(monkeypatch: pytest.Monke
     assert begun is not None
     assert angle_deg(begun.poses[-1], v.poses[-1]) < 0.3
     assert begun.inlier[v.on_body].mean() < 0.1
+
+
+def test_motions_found_before_survive_a_resumed_run() -> None:
+    early = found(view(0))
+    assert early is not None
+    frame = Frame(index=0, timestamp_ns=0, rgb=np.zeros((240, SIZE, 3), np.uint8), K=K)
+    progress = Progress.begin(frame, ChainConfig(), NullListener())
+    progress.candidates = early.candidates
+    state = progress.state()
+    again = Progress.restore(state, ChainConfig(), NullListener()).candidates
+    np.testing.assert_array_equal(again.rho, early.candidates.rho)
+    np.testing.assert_array_equal(again.focal, early.candidates.focal)
+    # a state from before they were kept
+    older = {name: array for name, array in state.items() if "candidates" not in name}
+    assert not len(Progress.restore(older, ChainConfig(), NullListener()).candidates.focal)
 
 
 def test_motions_of_other_tracks_are_grown_to_the_end() -> None:
