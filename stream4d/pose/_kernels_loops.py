@@ -11,7 +11,6 @@ from numba import njit
 
 from stream4d.geometry._kernels_algebra import solve_positive
 from stream4d.geometry.compiling import COMPILED
-from stream4d.pose._kernels_parts import less_sure, robust, square, weigh
 from stream4d.pose._kernels_similarity import move_similarity
 
 
@@ -46,11 +45,16 @@ def similarity_system(
         fx, fy = cam[0] * iz, cam[1] * iz
         ru, rv = cam[0] * x + cam[2] - uv[m, 0], cam[1] * y + cam[3] - uv[m, 1]
         # covariance of the residual: the measurement's, and the depth's along its own direction
-        W = less_sure(info[m], fx * (d[0] - x * d[2]), fy * (d[1] - y * d[2]), rho_var[n])
-        sq = square(W, ru, rv)
+        eu, ev = fx * (d[0] - x * d[2]), fy * (d[1] - y * d[2])
+        a, b, c = info[m, 0], info[m, 1], info[m, 2]
+        wu, wv = a * eu + b * ev, b * eu + c * ev
+        shrink = rho_var[n] / (1.0 + rho_var[n] * (eu * wu + ev * wv))
+        a, b, c = a - shrink * wu * wu, b - shrink * wu * wv, c - shrink * wv * wv
+        sq = ru * ru * a + 2.0 * ru * rv * b + rv * rv * c
         out[m] = sq
-        cost += scale_sq * sq / (scale_sq + sq)
-        w = robust(sq, scale_sq)
+        w = scale_sq / (scale_sq + sq)
+        cost += w * sq
+        w *= w
         for j in range(7):
             for i in range(3):
                 if j < 3:
@@ -66,10 +70,10 @@ def similarity_system(
             J[0, j] = fx * (column[0] - x * column[2])
             J[1, j] = fy * (column[1] - y * column[2])
         for j in range(7):
-            wu, wv = weigh(W, J[0, j], J[1, j])
-            g[j] += w * (wu * ru + wv * rv)
+            pu, pv = w * (a * J[0, j] + b * J[1, j]), w * (b * J[0, j] + c * J[1, j])
+            g[j] += pu * ru + pv * rv
             for i in range(7):
-                A[i, j] += w * (J[0, i] * wu + J[1, i] * wv)
+                A[i, j] += J[0, i] * pu + J[1, i] * pv
     return cost
 
 

@@ -71,14 +71,3 @@ def square(info, u, v):
 @njit(**COMPILED)
 def weigh(info, u, v):
     return info[0] * u + info[1] * v, info[1] * u + info[2] * v
-
-
-@njit(**COMPILED)
-def less_sure(info, u, v, var):
-    """Return ``info`` of a residual that errs by the variance ``var`` along (u, v) besides.
-
-    Woodbury: (C + v e eT)^-1 = W - W e eT W / (1/v + eT W e), with W = C^-1.
-    """
-    pu, pv = weigh(info, u, v)
-    share = var / (1.0 + var * (u * pu + v * pv))
-    return info[0] - share * pu * pu, info[1] - share * pu * pv, info[2] - share * pv * pv

@@ -8,7 +8,7 @@ from numba import njit
 
 from stream4d.geometry._kernels_algebra import solve_positive
 from stream4d.geometry.compiling import COMPILED
-from stream4d.pose._kernels_parts import less_sure, move_pose, robust, square, weigh
+from stream4d.pose._kernels_parts import move_pose, robust
 
 
 @njit(**COMPILED)
@@ -45,8 +45,15 @@ def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scal
         x, y = q[0] * iz, q[1] * iz
         ru, rv = cam[0] * x + cam[2] - uv[n, 0], cam[1] * y + cam[3] - uv[n, 1]
         au, av = cam[0] * iz, cam[1] * iz
-        W = less_sure(info[n], au * (d[0] - x * d[2]), av * (d[1] - y * d[2]), rho_var[n])
-        sq = square(W, ru, rv)
+        eu, ev = au * (d[0] - x * d[2]), av * (d[1] - y * d[2])
+        # Woodbury: (C + v e eT)^-1 = W - W e eT W / (1/v + eT W e), with W = C^-1
+        w00, w01, w11 = info[n, 0], info[n, 1], info[n, 2]
+        pu, pv = w00 * eu + w01 * ev, w01 * eu + w11 * ev
+        share = rho_var[n] / (1.0 + rho_var[n] * (eu * pu + ev * pv))
+        w00 -= share * pu * pu
+        w01 -= share * pu * pv
+        w11 -= share * pv * pv
+        sq = ru * ru * w00 + 2 * ru * rv * w01 + rv * rv * w11
         out[n] = sq
         cost += scale_sq * sq / (scale_sq + sq)
         w = robust(sq, scale_sq)
@@ -56,10 +63,11 @@ def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scal
         J[0, 3], J[0, 4], J[0, 5] = -au * x * q[1], au * (q[2] + x * q[0]), -au * q[1]
         J[1, 3], J[1, 4], J[1, 5] = -av * (q[2] + y * q[1]), av * y * q[0], av * q[0]
         for i in range(6):
-            wu, wv = weigh(W, J[0, i], J[1, i])
-            g[i] += w * (wu * ru + wv * rv)
+            wu = w * (J[0, i] * w00 + J[1, i] * w01)
+            wv = w * (J[0, i] * w01 + J[1, i] * w11)
+            g[i] += wu * ru + wv * rv
             for j in range(i, 6):
-                A[i, j] += w * (wu * J[0, j] + wv * J[1, j])
+                A[i, j] += wu * J[0, j] + wv * J[1, j]
     for i in range(6):
         for j in range(i):
             A[i, j] = A[j, i]
