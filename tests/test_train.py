@@ -25,6 +25,7 @@ from stream4d import cli as program
 from stream4d.errors import TrainingError
 from stream4d.models.registry import create_model
 from stream4d.models.temporal_net import NetConfig
+from stream4d.models.temporal_weights import FORMAT
 from stream4d.train import benchmark, cli, loop
 from stream4d.train.batches import Batches, initial_flows, layered_batch
 from stream4d.train.criterion import LossWeights, objective
@@ -32,7 +33,7 @@ from stream4d.train.layers import LayeredClips, load_photos
 from stream4d.train.loop import Trainer
 from stream4d.train.options import SceneOptions
 from stream4d.train.recipe import Recipe, Stage, dump_recipe, load_recipe, recipe_from
-from stream4d.train.ship import ship
+from stream4d.train.ship import averaged, ship
 from stream4d.train.validation import clip_scores
 
 RECIPES = Path(__file__).resolve().parents[1] / "configs" / "train"
@@ -191,6 +192,16 @@ def test_shipping_halves_the_file_and_forgets_the_machine(tmp_path: Path) -> Non
     save_file({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
     with pytest.raises(TrainingError, match="not a run's"):
         ship(tmp_path / "b.safetensors", tmp_path / "a.safetensors")
+
+
+def test_shipping_averages_runs_of_one_network(tmp_path: Path) -> None:
+    values = torch.arange(4.0)
+    for name, tensor in (("a", values), ("b", 3 * values), ("c", values[:2])):
+        save_file({"x": tensor}, tmp_path / f"{name}.safetensors", {"format": FORMAT})
+    tensors, _ = averaged(tmp_path / "a.safetensors", [tmp_path / "b.safetensors"])
+    assert torch.equal(tensors["x"], 2 * values)
+    with pytest.raises(TrainingError, match="another network"):
+        averaged(tmp_path / "a.safetensors", [tmp_path / "c.safetensors"])
 
 
 def test_a_run_starts_from_another(tmp_path: Path) -> None:

@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ship", metavar="FILE", help="write --weights to FILE in half precision, with provenance"
     )
+    parser.add_argument(
+        "--average",
+        metavar="FILE",
+        nargs="+",
+        default=[],
+        help="with --ship: write the average with the weights of these runs",
+    )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="show every loss")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
 
@@ -58,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
         if args.weights is None:
             raise TrainingError("--ship needs --weights: the ema.safetensors of a run")
-        ship(args.weights, args.ship)
+        ship(args.weights, args.ship, others=args.average)
         return 0
+    if args.average:
+        raise TrainingError("--average goes with --ship")
     if args.recipe is None:
         raise TrainingError("give a recipe, for example: stream4d train configs/train/cpu.yaml")
     if args.steps is not None and args.steps < 1:
