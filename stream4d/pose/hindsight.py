@@ -36,7 +36,9 @@ def may_stand_still(progress: Progress, record: Record, uv: Array) -> Array:  # 
     error = _errors(progress, record, before, np.concatenate([known, uv]))
     usual, of_places = error[: len(known)], error[len(known) :]
     usual = usual[np.isfinite(usual)]
-    most = float(np.quantile(usual, USUAL)) if len(usual) else start.UNDECIDED
+    # Under a wrong focal length what stands still does not fit either.
+    know = progress.is_focal_sure and len(usual) > 0
+    most = float(np.quantile(usual, USUAL)) if know else start.UNDECIDED
     return ~(of_places > np.clip(most, motions.CONSISTENT, start.UNDECIDED))
 
 

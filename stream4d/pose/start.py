@@ -141,8 +141,10 @@ def _finish(tracks: Tracks, grown: list[Motion]) -> Start:
         _rank(tracks, m) for m in ranked if motions.overlap(tracks, motion, m) < motions.SAME_MOTION
     )
     other = next(others, 0.0)
+    # A wrong focal length leaves errors too.
+    beyond_doubt = motions.CONSISTENT if tracks.focal_known else motions.AGREEING
     return Start(
-        poses, rho, rho_info, members & (motion.error < motions.CONSISTENT), float(motion.cam[0]),
+        poses, rho, rho_info, members & (motion.error < beyond_doubt), float(motion.cam[0]),
         motion.focal_information, share=_share(tracks, motion), purity=_purity(tracks, motion),
         margin=_rank(tracks, motion) / other if other > 0 else np.inf,
         parallax=motions.parallax(motion, members & tracks.seen[-1]) / tracks.size,
