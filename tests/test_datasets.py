@@ -17,11 +17,11 @@ from stream4d.errors import MissingDependencyError, TrainingError
 from stream4d.geometry.flow import ego_flow
 from stream4d.geometry.transforms import quat_wxyz_from_rotation
 from stream4d.train.clip import ClipBatch
-from stream4d.train.datasets import FAMILIES, Dataset, Mixture, open_dataset, read_clip
+from stream4d.train.datasets import FAMILIES, open_dataset, read_clip
 from stream4d.train.families_captured import co3d_camera
 from stream4d.train.families_rendered import tartan_poses
 from stream4d.train.formats import read_flo
-from stream4d.train.recordings import RawClip, Recording, complete, to_batch
+from stream4d.train.recordings import RawClip, complete, to_batch
 from stream4d.train.scenes import SceneOptions, render_clips
 
 SIZE = (48, 64)
@@ -496,20 +496,6 @@ def test_draws_fit_the_size_and_repeat(tmp_path: Path, moving: ClipBatch) -> Non
     assert larger.rgb.shape == (1, 3, 3, 96, 96)
     with pytest.raises(TrainingError, match="no recording of 9 frames"):
         dataset.batch(np.random.default_rng(0), 1, 9, (32, 32))
-
-
-def test_mixture_draws_by_weight() -> None:
-    def constant(value: int) -> Dataset:
-        def read(indices: object) -> RawClip:
-            return RawClip(rgb=np.full((2, 8, 8, 3), value, np.uint8))
-
-        return Dataset(str(value), (Recording(str(value), 2, read),))
-
-    mixture = Mixture((constant(0), constant(255)), (1.0, 3.0))
-    batch = mixture.batch(np.random.default_rng(0), 200, 2, (8, 8))
-    assert 0.65 < batch.rgb.mean() < 0.85
-    with pytest.raises(TrainingError, match="need as many weights"):
-        Mixture((constant(0),), (1.0, 2.0))
 
 
 def test_errors_name_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

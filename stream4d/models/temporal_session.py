@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -16,32 +16,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stream4d.geometry.camera import scale_K
-from stream4d.models import epipolar_sweep, fused
+from stream4d.models import epipolar_sweep
 from stream4d.models.dis import grey_image
 from stream4d.models.epipolar_sweep import StartedPair
 from stream4d.models.flow_net import MatchFeatures
 from stream4d.models.frame_encoder import FrameFeatures
+from stream4d.models.temporal_maps import FrameMaps, prediction
 from stream4d.models.temporal_net import STRIDE, FrameState, PairState
 from stream4d.models.temporal_tokens import TokenMemory
 from stream4d.packets import Array, Frame, Prediction, State, VideoInfo, Window
 
 if TYPE_CHECKING:
     from stream4d.models.temporal import TemporalModel
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _FrameMaps:
-    """What is kept of a frame for windows that see it again."""
-
-    depth: Array
-    depth_sigma: Array
-    motion: Array
-    K: Array
-    flow: Array | None = None  # to the next frame
-    flow_backward: Array | None = None  # from the next frame
-    sigma: Array | None = None
-    prev_from_cam: Array | None = None
-    camera_sigma: Array | None = None  # (2,) rotation, direction of translation
 
 
 class _Ahead(NamedTuple):
@@ -65,7 +51,7 @@ class TemporalSession:
         self._last: FrameState | None = None
         self._last_rgb: Array | None = None
         self._motion: Tensor | None = None
-        self._maps: dict[int, _FrameMaps] = {}
+        self._maps: dict[int, FrameMaps] = {}
         self._dis = ThreadPoolExecutor(2, thread_name_prefix="dis")
         # One thread: a frame is observed in the light of those before it.
         self._observer = ThreadPoolExecutor(1, thread_name_prefix="observe")
@@ -89,7 +75,7 @@ class TemporalSession:
                 self._advance(ahead)
         keep = [frame.index for frame in window.frames]
         self._maps = {index: self._maps[index] for index in keep}
-        return _prediction([self._maps[index] for index in keep])
+        return prediction([self._maps[index] for index in keep])
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
@@ -176,7 +162,7 @@ class TemporalSession:
         pose = np.eye(4)
         pose[:3, :3] = pair.camera.rotation[0].double().cpu().numpy()
         pose[:3, 3] = pair.camera.translation[0].double().cpu().numpy()
-        kept = _FrameMaps(
+        kept = FrameMaps(
             depth=_numpy(log_depth.exp()),
             # 1σ of a Laplace distribution is √2 of its scale.
             depth_sigma=_numpy(math.sqrt(2) * log_scale.exp()),
@@ -265,7 +251,7 @@ class TemporalSession:
             if name.startswith("maps."):
                 _, index, part = name.split(".")
                 found.setdefault(int(index), {})[part] = value
-        self._maps = {index: _FrameMaps(**parts) for index, parts in sorted(found.items())}
+        self._maps = {index: FrameMaps(**parts) for index, parts in sorted(found.items())}
 
 
 def _pad(x: Tensor) -> Tensor:
@@ -300,35 +286,3 @@ def _exact(x: Tensor) -> Array:
     """Turn a tensor into an array bit by bit: numpy has no bfloat16, so its bits travel as int16."""
     x = x.detach().cpu().contiguous()
     return np.asarray((x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy())
-
-
-def _prediction(maps: list[_FrameMaps]) -> Prediction:
-    """Stack the frames of a window; poses are chained from the window's first frame."""
-    poses = [np.eye(4)]
-    for m in maps[1:]:
-        poses.append(poses[-1] @ (np.eye(4) if m.prev_from_cam is None else m.prev_from_cam))
-    depth, K = np.stack([m.depth for m in maps]), np.stack([m.K for m in maps])
-    window_from_cam = np.stack(poses)
-    unknown = np.array([np.pi, np.pi])
-    sigmas = np.stack([unknown if m.camera_sigma is None else m.camera_sigma for m in maps])[1:]
-    paired = [m for m in maps[:-1] if m.flow is not None]
-    has_flow = bool(paired) and len(paired) == len(maps) - 1
-
-    def stack(name: str) -> Array | None:
-        return np.stack([getattr(m, name) for m in maps[:-1]]) if has_flow else None
-
-    depth_sigma = np.stack([m.depth_sigma for m in maps])
-    return Prediction(
-        flow=stack("flow"),
-        flow_backward=stack("flow_backward"),
-        flow_uncertainty=stack("sigma"),
-        depth=depth,
-        depth_uncertainty=depth_sigma,
-        pointmap_in_window=fused.points(depth, K, window_from_cam),
-        confidence=1 / depth_sigma,
-        motion_prob=np.stack([m.motion for m in maps]),
-        K=K,
-        window_from_cam=window_from_cam,
-        rotation_uncertainty_rad=sigmas[:, 0] if len(maps) > 1 else None,
-        translation_uncertainty=sigmas[:, 1] if len(maps) > 1 else None,
-    )

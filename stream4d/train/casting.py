@@ -21,7 +21,6 @@ NEAR = 0.05
 """Surfaces nearer than this z-depth are not seen."""
 _ID_BITS = 6
 _ID_MASK = (1 << _ID_BITS) - 1
-MAX_SOLIDS = _ID_MASK
 """Largest number of solids beside the room: the id lies in the low bits of the depth's float32 pattern."""
 _MISS = 1e30
 _CHUNK_ELEMENTS = 1 << 17

@@ -94,30 +94,6 @@ class Dataset:
         return concatenate([self.clip(rng, frames, size) for _ in range(batch)])
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Several data sets, drawn from by weight."""
-
-    datasets: tuple[Dataset, ...]
-    weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.datasets) != len(self.weights) or not self.datasets:
-            raise TrainingError(
-                f"{len(self.datasets)} data sets need as many weights, got {self.weights}"
-            )
-        if min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise TrainingError(f"weights must be positive, got {self.weights}")
-
-    def batch(
-        self, rng: np.random.Generator, batch: int, frames: int, size: tuple[int, int]
-    ) -> ClipBatch:
-        """Draw a batch in which each clip comes from a data set drawn by weight."""
-        share = np.asarray(self.weights) / sum(self.weights)
-        picks = rng.choice(len(self.datasets), batch, p=share)
-        return concatenate([self.datasets[i].clip(rng, frames, size) for i in picks])
-
-
 def open_dataset(name: str, path: str | Path) -> Dataset:
     """Open a data set.
 
