@@ -20,6 +20,7 @@ from stream4d.models.temporal_net import NetConfig, TemporalNet
 from stream4d.packets import Array, Frame, VideoInfo, Window
 from stream4d.train.layers import LayeredClips, LayerOptions
 from tests.tiny import TINY, sliding_video, tiny_model
+from tests.videos import textured_pan
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +180,16 @@ def test_the_state_of_a_session_does_not_grow(video: Array) -> None:
             session.step(window)
             sizes.append(sum(v.nbytes for v in session.state().values()))
     assert max(sizes[2:]) == min(sizes[2:-1])
+
+
+def test_a_session_carries_16_mb_at_working_size() -> None:
+    """As docs/models.md says; in bfloat16, maps of the overlap's frames included."""
+    model = create_model("temporal", weights=temporal.RANDOM, precision="bfloat16")
+    with model.session(info(384, 288)) as session:
+        for window in windows(textured_pan(7, (288, 384)), 4, 1):
+            session.step(window)
+        carried = sum(v.nbytes for v in session.state().values())
+    assert 15e6 < carried < 16e6
 
 
 def test_prediction_is_complete_and_finite(video: Array) -> None:

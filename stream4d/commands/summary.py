@@ -33,7 +33,7 @@ class RunSummary:
         self._info = info
         self._out = out
         self._frames_before = frames_before
-        self._started = time.monotonic()
+        self._started, self._started_cpu = time.monotonic(), time.process_time()
         self.frames = 0
         self.tracked = 0
         self.segments = 0
@@ -58,6 +58,11 @@ class RunSummary:
         return self.frames / max(time.monotonic() - self._started, 1e-9)
 
     @property
+    def cpu_s(self) -> float:
+        """Processor time per frame in seconds, all threads of this process together."""
+        return (time.process_time() - self._started_cpu) / max(self.frames, 1)
+
+    @property
     def static_share(self) -> float:
         """Mean share of pixels with motion probability below one half."""
         return self._static_sum / max(self.frames, 1)
@@ -74,6 +79,7 @@ class RunSummary:
             "computed": self.frames,
             "tracked": self.tracked,
             "fps": self.fps,
+            "cpu_s_per_frame": self.cpu_s,
             "segments": self.segments,
             "path_length": self.path_length,
             "static_share": self.static_share,
@@ -108,7 +114,7 @@ class RunSummary:
         lost = f", {dropped} dropped" if dropped else ""
         rows = [
             ("frames", f"{self.frames} ({self.tracked} tracked{lost}){before}"),
-            ("speed", f"{self.fps:.1f} fps"),
+            ("speed", f"{self.fps:.3g} fps; {self.cpu_s:.2g} s of processor time a frame"),
             ("path length", f"{self.path_length:.3g} {unit}"),
             ("focal", f"{self.focal_px:.0f} px at {self._info.width} px wide ({fov:.0f}°)"),
             ("static share", f"{100 * self.static_share:.0f} %"),
