@@ -29,7 +29,7 @@ COMMANDS = {
     "refine": ("stream4d.commands.refine", "refine a finished store over all frames at once"),
     "models": ("stream4d.models.cli", "list models with licence, resolution and size"),
     "eval": ("stream4d.eval.cli", "measure against ground truth"),
-    "train": ("stream4d.train.cli", "train the default model"),
+    "train": ("stream4d.train.cli", "train the model `temporal`, or score its weights"),
     "demo": ("stream4d.commands.demo", "reconstruct the bundled clip"),
 }
 """Command → (module, one line of help)."""

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first one ends work cleanly, the second at once."""
+"""Ctrl-C and SIGTERM: the first one ends work cleanly, the second at once."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""SIGTERM is how ``kill``, systemd and containers ask."""
+
 
 @contextmanager
 def first_ctrl_c(stop: Callable[[], None], *, announce: str) -> Iterator[None]:
-    """Call ``stop`` at the first SIGINT and say ``announce``; the second raises ``KeyboardInterrupt``."""
+    """Call ``stop`` at the first SIGINT or SIGTERM and say ``announce``; the second raises ``KeyboardInterrupt``."""
     stopping = False
 
     def on_signal(_signum: int, _stack: object) -> None:
@@ -21,8 +24,9 @@ def first_ctrl_c(stop: Callable[[], None], *, announce: str) -> Iterator[None]:
         stop()
         sys.stderr.write(f"\n{announce} (Ctrl-C again: at once)\n")
 
-    previous = signal.signal(signal.SIGINT, on_signal)
+    previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)

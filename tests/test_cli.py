@@ -144,6 +144,15 @@ def test_wrong_flags_are_one_line(flags: list[str], capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--out", "--config", "--intrinsics", "--distortion"])
+def test_an_empty_value_is_not_taken_for_none(
+    option: str, clip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell gives it where a variable is not set."""
+    assert main([str(clip), option, ""]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_misspelt_command_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["repaly"]) == 1
     assert "did you mean the command 'replay'" in capsys.readouterr().err
@@ -249,8 +258,12 @@ def test_names_that_the_terminal_lacks_are_no_error(
     assert b"sp?t ?.mp4" in buffer.getvalue()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_tells_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from stream4d.commands.summary import RunSummary
 
@@ -263,7 +276,7 @@ def test_interrupted_run_tells_how_to_go_on(
     def press_ctrl_c(summary: RunSummary, frame: PosedFrame) -> None:
         whole(summary, frame)
         if frame.index == 4:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunSummary, "add", press_ctrl_c)

@@ -171,6 +171,8 @@ def test_intrinsics_that_are_not_there() -> None:
         parse_intrinsics("nothing.json")
     with pytest.raises(ConfigError, match="got 2 numbers"):
         parse_distortion("1,2")
+    with pytest.raises(ConfigError, match="distortion 'a,b' hold something else than numbers"):
+        parse_distortion("a,b")
 
 
 @pytest.mark.parametrize(

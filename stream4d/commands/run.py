@@ -126,7 +126,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def resolve_config(args: argparse.Namespace) -> RunConfig:
     """Combine defaults < ``--config`` < flags."""
-    config = settings.load(args.config) if args.config else RunConfig()
+    config = RunConfig() if args.config is None else settings.load(args.config)
     for assignment in args.assignments:
         config = _assign(config, assignment)
     values: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def resolve_config(args: argparse.Namespace) -> RunConfig:
             values.setdefault(head, {})[tail] = value
         elif dest in ("tracks", "seed", "threads"):
             values[dest] = value
-    if args.intrinsics or args.distortion:
+    if args.intrinsics is not None or args.distortion is not None:
         values.setdefault("reader", {}).update(_camera(args.intrinsics, args.distortion))
     return settings.merge(config, values, where="options")
 
@@ -157,14 +157,14 @@ def _assign(config: RunConfig, assignment: str) -> RunConfig:
 
 
 def _camera(intrinsics: str | None, distortion: str | None) -> dict[str, Any]:
-    if distortion and not intrinsics:
+    if distortion is not None and intrinsics is None:
         raise ConfigError("--distortion needs --intrinsics: give the camera matrix too")
     from stream4d.reader.intrinsics import parse_distortion, parse_intrinsics
 
     values: dict[str, Any] = {}
-    if intrinsics:
+    if intrinsics is not None:
         values["intrinsics"], values["distortion"] = parse_intrinsics(intrinsics)
-    if distortion:
+    if distortion is not None:
         values["distortion"] = parse_distortion(distortion)
     return values
 
@@ -188,9 +188,8 @@ def default_store_path(source: str) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Reconstruct one source, show progress, and end with a summary."""
-    args.out = args.out or default_store_path(
-        args.source
-    )  # once: that of a live source has the time
+    if args.out is None:
+        args.out = default_store_path(args.source)  # once: that of a live source has the time
     try:
         status = _reconstruct(args)
     except StoreCompleteError as error:

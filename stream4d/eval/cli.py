@@ -181,7 +181,7 @@ def _folder_job(folder: Path, limit: int) -> Job:
 
 
 def _config(args: argparse.Namespace) -> RunConfig:
-    config = settings.load(args.config) if args.config else RunConfig()
+    config = RunConfig() if args.config is None else settings.load(args.config)
     model = {
         key: value
         for key, value in (("name", args.model), ("weights", args.weights), ("device", args.device))

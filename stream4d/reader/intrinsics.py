@@ -28,19 +28,21 @@ def parse_intrinsics(text: str) -> tuple[Numbers, Numbers | None]:
         ConfigError: no such file, or its content is none of these.
     """
     if _looks_like_numbers(text):
-        return _from_numbers(_floats(text, text), text)
+        return _from_numbers(_floats(text, f"intrinsics {text!r}"), text)
     path = Path(text)
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         if "," in text and not path.exists():
-            return _from_numbers(_floats(text, text), text)  # says what is wrong with them
+            return _from_numbers(
+                _floats(text, f"intrinsics {text!r}"), text
+            )  # says what is wrong with them
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"cannot read intrinsics {text!r} ({reason}): give {_FORMS}") from None
     data = _structured(content, path)
     if isinstance(data, Mapping):
         return _from_mapping(data, text)
-    return _from_numbers(_floats(content, text), text)
+    return _from_numbers(_floats(content, f"intrinsics {text!r}"), text)
 
 
 def parse_distortion(text: str) -> Numbers:
@@ -49,7 +51,7 @@ def parse_distortion(text: str) -> Numbers:
     Raises:
         ConfigError: not 4, 5 or 8 numbers.
     """
-    values = _floats(text, text)
+    values = _floats(text, f"distortion {text!r}", "k1,k2,p1,p2[,k3]")
     if len(values) not in (4, 5, 8):
         raise ConfigError(f"distortion must be k1,k2,p1,p2[,k3], got {len(values)} numbers: {text}")
     return values
@@ -59,16 +61,14 @@ def _looks_like_numbers(text: str) -> bool:
     return re.fullmatch(r"[-+.\deE,;\s]+", text) is not None
 
 
-def _floats(text: str, source: str) -> Numbers:
+def _floats(text: str, what: str, forms: str = _FORMS) -> Numbers:
     lines = [line.partition("#")[0] for line in text.splitlines()]
     try:
         values = tuple(float(word) for word in re.split(r"[\s,;\[\]]+", " ".join(lines)) if word)
     except ValueError:
-        raise ConfigError(
-            f"intrinsics {source!r} hold something else than numbers: give {_FORMS}"
-        ) from None
+        raise ConfigError(f"{what} hold something else than numbers: give {forms}") from None
     if not all(math.isfinite(value) for value in values):
-        raise ConfigError(f"intrinsics {source!r} hold a number that is not finite")
+        raise ConfigError(f"{what} hold a number that is not finite")
     return values
 
 
