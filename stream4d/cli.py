@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
     """What to say behind the message."""
 
     def error(self, message: str) -> NoReturn:
-        sys.stderr.write(f"stream4d: {message}{self.hint} (see `{self.prog} --help`)\n")
+        logs.say(f"stream4d: {message}{self.hint} (see `{self.prog} --help`)")
         raise SystemExit(2)
 
 
@@ -73,6 +73,7 @@ def build_parser(name: str) -> _Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    logs.open_closed_streams()
     _show_what_the_terminal_can()
     try:
         if not words:
@@ -92,13 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"no permission for {error.filename}: change its rights, or choose another")
     except KeyboardInterrupt:
-        sys.stderr.write("stream4d: interrupted\n")
+        logs.say("stream4d: interrupted")
         return 130
 
 
 def _fail(reason: str) -> int:
     told = " ".join(reason.splitlines())  # a file's name may hold a newline
-    sys.stderr.write(f"stream4d: {told}\n")
+    logs.say(f"stream4d: {told}")
     return 1
 
 

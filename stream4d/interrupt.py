@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from stream4d import logs
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """SIGTERM is how ``kill``, systemd and containers ask."""
@@ -22,7 +23,7 @@ def first_ctrl_c(stop: Callable[[], None], *, announce: str) -> Iterator[None]:
             raise KeyboardInterrupt
         stopping = True
         stop()
-        sys.stderr.write(f"\n{announce} (Ctrl-C again: at once)\n")
+        logs.say(f"\n{announce} (Ctrl-C again: at once)")
 
     previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
     try:

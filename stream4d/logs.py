@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,8 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
+
+from stream4d.errors import Stream4DError
 
 PATIENCE_S = 4.0
 """How long work may stay silent before its first result."""
@@ -41,20 +44,44 @@ def configure(verbosity: int = 0) -> None:
     logger.setLevel(level)
 
 
-def show(text: str = "") -> None:
-    """Write a line of result to stdout; a closed pipe (``| head``) ends the program quietly."""
+def show(text: str = "", *, unread: int = 0) -> None:
+    """Write a line of result to stdout; a closed pipe (``| head``) ends the program quietly.
+
+    Args:
+        text: the line.
+        unread: the exit status where nobody reads on.
+
+    Raises:
+        Stream4DError: stdout goes where nothing can be written: a file on a full disk.
+    """
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would flush again at exit and complain; there is nobody left to read.
+    except OSError as error:
+        # Python would flush again at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(unread) from None
+        raise Stream4DError(f"cannot write to the standard output: {error.strerror}") from None
 
 
 def show_json(values: Mapping[str, object]) -> None:
-    """Write a line of JSON to stdout."""
-    show(json.dumps(values))
+    """Write a line of JSON to stdout; where its reader has gone the work ends as by the signal SIGPIPE."""
+    show(json.dumps(values), unread=141)
+
+
+def say(text: str) -> None:
+    """Write a line to stderr, if anybody can read it: work goes on without."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text + "\n")
+
+
+def open_closed_streams() -> None:
+    """Let what is said go nowhere where a standard stream is closed (``>&-``), instead of into the next open file."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The system gives the lowest free number, which is the one that is missing.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 class Progress:
@@ -139,7 +166,7 @@ class Progress:
                 left = max(self._total - self._done, 0) / rate
                 of = f" of {self._total}, {left:.0f} s left"
             rest = f"; {note}" if note else ""
-            sys.stderr.write(f"{self._done} {self._unit}s{of}, {rate:.1f}/s{rest}\n")
+            say(f"{self._done} {self._unit}s{of}, {rate:.1f}/s{rest}")
 
 
 class JsonProgress:

@@ -22,6 +22,7 @@ from stream4d.cli import COMMANDS, main
 from stream4d.commands import run
 from stream4d.packets import PosedFrame
 from stream4d.reader import open_video
+from stream4d.store.reader import open_store
 from tests.clips import write_sound
 from tests.recordings import rows
 from tests.videos import textured_pan, write_video
@@ -396,6 +397,34 @@ def test_a_closed_pipe_is_no_error(clip: Path) -> None:
     command = f"{sys.executable} -m stream4d info {clip} | true"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rest", "status", "told"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (
+            "> /dev/full",
+            1,
+            "stream4d: cannot write to the standard output: No space left on device\n",
+        ),
+        ("2> /dev/full", 0, ""),
+        ("--progress json | true", 141, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(rest: str, status: int, told: str, clip: Path) -> None:
+    """The run is made all the same, or one line says why not; nothing that is said goes into the store's files."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    out = clip.parent / "out.zarr"
+    command = f"{sys.executable} -m stream4d {clip} --resolution 96 --out {out} {rest}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == status
+    assert done.stderr.replace(run.FIRST_RUN + "\n", "") == told
+    assert not status or not out.exists() or not open_store(out).is_complete
+    assert status or open_store(out).is_complete
 
 
 def test_stored_poses_are_finite_and_rigid(clip: Path) -> None:
