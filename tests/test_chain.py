@@ -77,6 +77,19 @@ def test_oracle_flow_gives_the_path_within_half_a_percent(path: str) -> None:
     assert error < 0.005 * length  # a fifth of that is usual; forward motion sees least
 
 
+@pytest.mark.parametrize("path", ["orbit", "walk"])
+def test_the_path_does_not_break_where_a_keyframe_enters(path: str) -> None:
+    """Each adjustment moves keyframes; frames between them, those that have left too, must follow."""
+    scene = Scene(path)  # type: ignore[arg-type]
+    _, poses = run(scene, OracleModel(scene, flow_noise_px=0.5), 60)
+    truth = np.stack([scene.world_from_cam(t) for t in range(60)])
+    steps, true_steps = (
+        np.linalg.norm(np.diff(x[:, :3, 3], axis=0), axis=1) for x in (poses, truth)
+    )
+    ratio = steps / true_steps
+    np.testing.assert_allclose(ratio / np.median(ratio), 1, atol=0.08)
+
+
 def test_movers_over_forty_percent_of_the_view() -> None:
     scene = Scene("orbit", balls=BIG_MOVERS)
     frames, poses = run(scene, OracleModel(scene), 60)

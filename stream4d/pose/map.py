@@ -162,6 +162,21 @@ class LocalMap:
         self.rho_info[rows] *= scale**2
         self.prior_info[rows] *= scale**2
 
+    def way(self) -> float:
+        """Return the length of the way through the older half of the keyframes."""
+        poses = self.poses[self.order[: max(len(self.order) // 2, 2)]]
+        centres = -(np.swapaxes(poses[:, :, :3], 1, 2) @ poses[:, :, 3:])[..., 0]
+        return float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum())
+
+    def rescale(self, scale: float) -> None:
+        """Scale the map about its oldest keyframe."""
+        first = self.poses[self.order[0]]
+        centre = -first[:, :3].T @ first[:, 3]
+        for slot in self.order:
+            pose = self.poses[slot]
+            pose[:, 3] = scale * pose[:, 3] + (scale - 1) * pose[:, :3] @ centre
+            self.rescale_patches(int(slot), scale)
+
     def world_rays(self, rows: Array) -> tuple[Array, Array]:
         """Return directions and host centres in the world of patches, each (n, 3)."""
         return world_rays(self.rays[rows], self.poses[self.host[rows]])

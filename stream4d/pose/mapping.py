@@ -13,6 +13,7 @@ from stream4d.pose import (
     selfcalibration,
     uncertainty,
 )
+from stream4d.pose.hanging import Hanging
 from stream4d.pose.keyframe_view import view_of
 from stream4d.pose.leaving import revise
 from stream4d.pose.progress import Progress
@@ -107,17 +108,29 @@ def fill(progress: Progress, record: Record) -> None:
 
 
 def adjust(progress: Progress) -> None:
-    """Adjust the newest keyframes, the depths of their patches and, where it is not given, the focal length."""
-    local_map, config = progress.map, progress.config
-    order = local_map.order
-    if progress.focal_known or not config.refine_focal:
-        due = False
-    else:
-        progress.focal.fresh += 1
-        due = not progress.focal.settled or progress.focal.fresh >= config.keyframes
-    if due:
+    """Adjust the newest keyframes, the depths of their patches and, where it is not given, the focal length.
+
+    Frames follow the keyframes between which they stand.
+    """
+    local_map = progress.map
+    frames, way = Hanging(progress), local_map.way()
+    held = 1
+    if _is_focal_due(progress):
         selfcalibration.calibrate(progress)
     else:
-        free = order[-config.keyframes :]
-        refine.adjust_map(local_map, free[1:] if len(free) == len(order) else free)
+        held = max(len(local_map.order) - progress.config.keyframes, 1)
+        refine.adjust_map(local_map, local_map.order[held:])
+    new_way = local_map.way()
+    if held == 1 and min(way, new_way) > 1e-6:
+        # nothing but inherited depths would hold the unit, and frames that have left keep it
+        local_map.rescale(way / new_way)
+    frames.follow(progress)
     uncertainty.spread(progress)
+
+
+def _is_focal_due(progress: Progress) -> bool:
+    """Count one more adjustment; tell whether it is one for the focal length."""
+    if progress.focal_known or not progress.config.refine_focal:
+        return False
+    progress.focal.fresh += 1
+    return not progress.focal.settled or progress.focal.fresh >= progress.config.keyframes
