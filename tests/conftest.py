@@ -6,9 +6,13 @@ import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from stream4d.train.clip import ClipBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -50,3 +54,19 @@ def _restore_logging() -> Iterator[None]:
     yield
     logger.handlers[:], level = before
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def still_clip() -> ClipBatch:
+    """A rendered clip in which nothing moves."""
+    from tests.dataset_folders import render
+
+    return render(1, static=True)
+
+
+@pytest.fixture(scope="session")
+def moving_clip() -> ClipBatch:
+    """A rendered clip with movers."""
+    from tests.dataset_folders import render
+
+    return render(2, static=False)

@@ -1,13 +1,8 @@
-"""The store: what is written is read back, by us, by zarr and by xarray; bad targets are left alone."""
+"""The store: what is written is read back, by us, by zarr and by xarray, frame by frame and committed only."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -16,101 +11,25 @@ import pytest
 import xarray as xr
 import zarr
 
-from stream4d.config import RunConfig, StoreConfig, dump
-from stream4d.errors import StoreCompleteError, StoreError
-from stream4d.geometry import camera
-from stream4d.packets import FrameTracks, PosedFrame, PoseRevision, VideoInfo
+from stream4d.config import StoreConfig
+from stream4d.errors import StoreError
+from stream4d.packets import FrameTracks
 from stream4d.store import format_page, schema
 from stream4d.store.reader import Store, open_store
-from stream4d.store.writer import StoreWriter
 from tests.posed import posed_frames
-from tests.synthetic import Scene
-
-H, W = 32, 48
-INFO = VideoInfo(
-    source="clip.mp4",
-    backend="pyav",
-    width=W,
-    height=H,
-    source_width=2 * W,
-    source_height=2 * H,
-    fps=30.0,
-    frame_count=None,
+from tests.stores import (
+    INFO,
+    ROOT,
+    H,
+    W,
+    assert_same,
+    edit_root,
+    fill,
+    posed,
+    revision,
+    writer,
 )
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def posed(index: int, **changes: object) -> PosedFrame:
-    """Make a frame whose every value depends on its index."""
-    rng = np.random.default_rng(index)
-    pose = np.eye(4)
-    pose[:3, 3] = rng.normal(size=3)
-    depth = rng.uniform(0.5, 20, (H, W)).astype(np.float32)
-    depth[0, :5] = np.nan
-    values: dict[str, object] = {
-        "index": index,
-        "timestamp_ns": index * 33_333_333,
-        "rgb": rng.integers(0, 256, (H, W, 3), dtype=np.uint8),
-        "K": np.array([[40.0 + index, 0, 23.5], [0, 41.0, 15.5], [0, 0, 1]]),
-        "world_from_cam": pose,
-        "pose_covariance": np.eye(6) * (index + 1) * 1e-6,
-        "depth": depth,
-        "confidence": rng.uniform(0, 1, (H, W)).astype(np.float32),
-        "motion_prob": rng.uniform(0, 1, (H, W)).astype(np.float32),
-        "flow": rng.normal(0, 8, (H, W, 2)).astype(np.float32),
-        "flow_uncertainty": rng.uniform(0.1, 3, (H, W)).astype(np.float32),
-        "is_keyframe": index % 3 == 0,
-        "is_tracked": index % 7 != 0,
-        "segment": index // 40,
-    }
-    return PosedFrame(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def writer(
-    path: Path, *, store: StoreConfig | None = None, tracks: int = 0, **extra: object
-) -> StoreWriter:
-    config = RunConfig(store=store or StoreConfig(), tracks=tracks)
-    return StoreWriter(
-        path,
-        info=INFO,
-        config=dump(config),
-        card={"name": "oracle"},
-        store_config=config.store,
-        **extra,  # type: ignore[arg-type]
-    )
-
-
-def fill(path: Path, frames: int, step: int = 4, **extra: object) -> None:
-    with writer(path, **extra) as sink:  # type: ignore[arg-type]
-        for index in range(frames):
-            sink.write(posed(index))
-            if index % step == step - 1:
-                sink.commit(lambda: {"x": np.zeros(2)})
-
-
-@contextmanager
-def interrupted(path: Path, **extra: object) -> Iterator[StoreWriter]:
-    """A writer whose run ends in Ctrl-C."""
-    sink = writer(path, **extra)  # type: ignore[arg-type]
-    sink.__enter__()
-    yield sink
-    sink.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-
-
-def assert_same(got: PosedFrame, want: PosedFrame) -> None:
-    """Compare within the error bounds that the format states."""
-    for name in ("rgb", "K", "world_from_cam", "pose_covariance"):
-        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
-    for name in ("index", "timestamp_ns", "is_keyframe", "is_tracked", "segment", "is_metric"):
-        assert getattr(got, name) == getattr(want, name), name
-    np.testing.assert_allclose(got.depth, want.depth, rtol=2**-11)
-    for name in ("confidence", "motion_prob"):
-        np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1 / 510 + 1e-6)
-    for name in ("flow", "flow_uncertainty"):
-        a, b = getattr(got, name), getattr(want, name)
-        assert (a is None) == (b is None), name
-        if a is not None:
-            np.testing.assert_allclose(a, b, rtol=2**-11, atol=1e-7)
+from tests.synthetic import Scene
 
 
 def test_read_gives_what_was_written(tmp_path: Path) -> None:
@@ -293,207 +212,6 @@ def test_readers_see_only_committed_frames(tmp_path: Path) -> None:
         assert_same(store[9], posed(9))
         assert xr.open_zarr(tmp_path / "a.zarr").sizes["index"] == 10
     assert len(open_store(tmp_path / "a.zarr")) == 17
-
-
-def revision(indices: list[int], scale: float) -> PoseRevision:
-    poses = np.stack([np.eye(4)] * len(indices))
-    poses[:, 0, 3] = [1000.0 + index for index in indices]
-    return PoseRevision(
-        indices=np.array(indices),
-        world_from_cam=poses,
-        scale=np.full(len(indices), scale),
-        pose_covariance=np.eye(6) * np.full((len(indices), 1, 1), scale),
-    )
-
-
-def test_revisions_change_poses_and_scale_depth(tmp_path: Path) -> None:
-    with writer(tmp_path / "a.zarr") as sink:
-        for index in range(300):
-            sink.write(posed(index))
-            if index == 280:
-                sink.commit()
-        # Written and committed, written and waiting, twice for one frame.
-        sink.revise(revision([3, 4, 255, 256, 299], 2.0))
-        sink.revise(revision([4], 1.5))
-    store = open_store(tmp_path / "a.zarr")
-    assert "pending_revision" not in store.attrs
-    assert store.attrs["revisions"] == 2
-    for index in (3, 4, 255, 256, 299):
-        assert store.world_from_cam[index, 0, 3] == 1000 + index
-        factor = 3.0 if index == 4 else 2.0
-        np.testing.assert_allclose(store[index].depth, factor * posed(index).depth, rtol=2**-11)
-        assert store.pose_covariance[index, 0, 0] == (1.5 if index == 4 else 2.0)
-    for index in (0, 2, 5, 254, 257, 298):
-        assert_same(store[index], posed(index))
-
-
-def test_a_revision_may_tell_the_camera(tmp_path: Path) -> None:
-    """Points follow: they are made of depth, K and pose on reading."""
-    path, K = tmp_path / "a.zarr", 2 * posed(0).K
-    with writer(path) as sink:
-        for index in range(20):
-            sink.write(posed(index))
-            if index == 9:
-                sink.commit()
-                sink.revise(revision([1], 1.0))  # says nothing of K
-                sink.commit()
-        told = np.stack([K, 3 * K])
-        sink.revise(dataclasses.replace(revision([2, 15], 1.0), K=told))
-    store = open_store(path)
-    assert "pending_revision" not in store.attrs
-    np.testing.assert_array_equal(store.K[[2, 15]], told)
-    np.testing.assert_array_equal(store.K[[1, 3]], np.stack([posed(1).K, posed(3).K]))
-    np.testing.assert_array_equal(store[15].K, 3 * K)
-    expected = np.array([1015, 0, 0]) + camera.unproject(store[15].depth, 3 * K)
-    np.testing.assert_allclose(store.pointmap_in_world(15), expected, rtol=1e-5)
-
-
-def test_a_published_revision_counts_before_it_is_worked_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a kill between publishing and rewriting leaves: reading and resuming both see the new poses."""
-    path = tmp_path / "a.zarr"
-    with interrupted(path) as sink:
-        for index in range(8):
-            sink.write(posed(index))
-        sink.commit()
-        sink.revise(dataclasses.replace(revision([2, 5], 2.0), K=np.full((2, 3, 3), 7.0)))
-        monkeypatch.setattr(sink, "_apply", lambda changes: None)
-        sink.commit()
-    store = open_store(path)
-    assert "pending_revision" in store.attrs
-    assert store.world_from_cam[5, 0, 3] == 1005
-    assert store.K[5, 0, 0] == 7
-    assert store.depth_scale.tolist() == [1, 1, 2, 1, 1, 2, 1, 1]
-    with writer(path, resume=True) as sink:
-        for index in range(10):
-            sink.write(posed(index))
-            if index == 7:
-                sink.revise(revision([2, 5], 2.0))  # the replay says it again
-    store = open_store(path)
-    assert "pending_revision" not in store.attrs
-    assert store.depth_scale.tolist() == [1, 1, 2, 1, 1, 2, 1, 1, 1, 1]
-    assert store.world_from_cam[2, 0, 3] == 1002
-    assert store.K[2, 0, 0] == 7
-
-
-# ── targets ────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_existing_store_needs_a_word(tmp_path: Path) -> None:
-    fill(tmp_path / "a.zarr", 5)
-    with pytest.raises(StoreError, match="exists: give --overwrite"):
-        writer(tmp_path / "a.zarr")
-    with pytest.raises(StoreCompleteError, match="5 frames"):
-        writer(tmp_path / "a.zarr", resume=True)
-    with pytest.raises(StoreError, match="contradict"):
-        writer(tmp_path / "a.zarr", resume=True, overwrite=True)
-    assert len(open_store(tmp_path / "a.zarr")) == 5
-    fill(tmp_path / "a.zarr", 3, overwrite=True)
-    assert len(open_store(tmp_path / "a.zarr")) == 3
-    assert os.listdir(tmp_path) == ["a.zarr"]
-
-
-def test_overwriting_waits_for_the_first_commit(tmp_path: Path) -> None:
-    fill(tmp_path / "a.zarr", 5)
-    with interrupted(tmp_path / "a.zarr", overwrite=True) as sink:
-        sink.commit()  # nothing to commit yet
-        sink.write(posed(0))
-    assert len(open_store(tmp_path / "a.zarr")) == 5
-    assert os.listdir(tmp_path) == ["a.zarr"]
-
-
-def test_failed_start_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), writer(tmp_path / "a.zarr"):
-        raise RuntimeError
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}])
-def test_foreign_things_are_never_touched(tmp_path: Path, flags: dict[str, bool]) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    (folder / "holiday.txt").write_text("precious")
-    with pytest.raises(StoreError, match="not a stream4d store"):
-        writer(folder, **flags)
-    file = tmp_path / "file.zarr"
-    file.write_text("precious")
-    with pytest.raises(StoreError, match="not a stream4d store"):
-        writer(file, **flags)
-    zarr.create_group(tmp_path / "other.zarr").create_array("x", data=np.arange(4))
-    with pytest.raises(StoreError, match="not a stream4d store"):
-        writer(tmp_path / "other.zarr", **flags)
-    assert (folder / "holiday.txt").read_text() == "precious"
-    assert file.read_text() == "precious"
-    assert zarr.open_group(tmp_path / "other.zarr")["x"][3] == 3
-
-
-def test_empty_folder_is_a_free_target(tmp_path: Path) -> None:
-    (tmp_path / "a.zarr").mkdir()
-    fill(tmp_path / "a.zarr", 2)
-    assert len(open_store(tmp_path / "a.zarr")) == 2
-
-
-def test_missing_parent_and_urls_are_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"folder .*nowhere does not exist"):
-        writer(tmp_path / "nowhere" / "a.zarr")
-    with pytest.raises(StoreError, match="local"):
-        writer("s3://bucket/a.zarr")  # type: ignore[arg-type]
-
-
-def test_unwritable_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, *args: object, **kwargs: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    with (
-        pytest.raises(StoreError, match=r"cannot write .*Permission denied"),
-        writer(tmp_path / "a"),
-    ):
-        pass
-    monkeypatch.undo()
-    assert os.listdir(tmp_path) == []
-
-
-def test_disk_full_keeps_what_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stream4d.store import files
-
-    path, write_at, room = tmp_path / "a.zarr", files.write_at, [0]
-
-    def limited(file: object, offset: int, data: bytes) -> None:
-        if len(data) > room[0]:
-            write_at(file, offset, data[: room[0]])  # type: ignore[arg-type]
-            raise OSError(errno.ENOSPC, "No space left on device")
-        room[0] -= len(data)
-        write_at(file, offset, data)  # type: ignore[arg-type]
-
-    def run_out_of_space() -> None:
-        with writer(path) as sink:
-            for index in range(40):
-                sink.write(posed(index))
-                if index == 8:
-                    monkeypatch.setattr(files, "write_at", limited)
-                    room[0] = 30_000
-                if index % 4 == 3:
-                    sink.commit(lambda: {"x": np.zeros(1)})
-
-    with pytest.raises(StoreError, match=r"No space left.*8 frames are safe"):
-        run_out_of_space()
-    monkeypatch.undo()
-    store = open_store(path)
-    assert not store.is_complete
-    for index in range(8):
-        assert_same(store[index], posed(index))
-    with writer(path, resume=True) as sink:
-        for index in range(12):
-            sink.write(posed(index))
-    assert_same(open_store(path)[11], posed(11))
-
-
-def edit_root(path: Path, **changes: object) -> None:
-    root = json.loads((path / "zarr.json").read_text())
-    root["attributes"].update(changes)
-    (path / "zarr.json").write_text(json.dumps(root))
 
 
 def test_stores_that_cannot_be_read_say_so(tmp_path: Path) -> None:

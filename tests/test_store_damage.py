@@ -11,7 +11,7 @@ import pytest
 from stream4d.errors import StoreError
 from stream4d.store import array_metadata, arrays
 from stream4d.store.reader import open_store
-from tests.test_store import assert_same, fill, interrupted, posed, writer
+from tests.stores import assert_same, fill, interrupted, posed, writer
 
 
 @pytest.mark.parametrize(
