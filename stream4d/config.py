@@ -6,6 +6,7 @@ that names the nearest valid one. ``dump`` and ``load`` round-trip; the resolved
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -69,6 +70,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 takes 1e-3 for text
+        with contextlib.suppress(ValueError):
+            return float(value)
     if isinstance(hint, type) and (
         not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     ):

@@ -46,6 +46,13 @@ def test_bad_values_name_the_culprit(values: dict[str, object], message: str) ->
         settings.merge(RunConfig(), values)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("reader: {start: 1e-3}")
+    assert settings.load(tmp_path / "a.yaml").reader.start == 0.001
+    with pytest.raises(ConfigError, match="start must be float, got 'soon'"):
+        settings.merge(RunConfig(), {"reader": {"start": "soon"}})
+
+
 def test_whole_numbers_are_accepted_for_float_settings() -> None:
     assert settings.merge(RunConfig(), {"reader": {"start": 2}}).reader.start == 2.0
 

@@ -115,6 +115,8 @@ def test_the_command(
     recipe.write_text(yaml.safe_dump(dump_recipe(TINY)))
     assert program.main(["train", str(recipe), "--out", str(tmp_path / "a"), "--device", "no"]) == 1
     assert "device 'no' cannot be used" in capsys.readouterr().err
+    assert program.main(["train", str(recipe), "--out", str(tmp_path / "a"), "--resume"]) == 1
+    assert "nothing to resume" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
     assert (
         cli.run(parser.parse_args([str(recipe), "--out", str(tmp_path / "run"), "--steps", "1"]))

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe)
     device = _device(args.device)
+    if args.resume and not Path(args.out).is_dir():  # else claiming it would make it
+        raise TrainingError(f"nothing to resume: {args.out} does not exist")
     with _only_trainer(Path(args.out)):
         return _train(recipe, args, device)
 
