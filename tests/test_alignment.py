@@ -18,7 +18,6 @@ from stream4d.models.alignment import (
     Scene,
     adaptor_factors,
     alignment_loss,
-    cosine_rate,
     depth_loss,
     ego_flow,
     flow_loss,
@@ -158,6 +157,11 @@ def start(t, pairs):
     }
     got = {f"ga.state0.{key}": value.detach() for key, value in got.items()}
     return got | named(scene, t, "ga.state0.grad.", gradients=True)
+
+
+def cosine_rate(progress: float, start: float = 0.01, end: float = 1e-6) -> float:
+    """Fall from ``start`` to ``end`` along half a cosine: the official schedule of these runs."""
+    return end + (start - end) * (1 + np.cos(np.pi * progress)) / 2
 
 
 def twenty_steps(t, pairs):

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from stream4d.errors import EvaluationError
-from stream4d.eval.flow import write_flo, write_kitti
 from stream4d.eval.layouts_film import SINTEL_SEQUENCES
 from stream4d.eval.layouts_indoor import BONN_SEQUENCES
 from stream4d.eval.protocols import PROTOCOLS, load_dataset, load_named
 from stream4d.eval.sequence import EvalSequence, load_folder
 from stream4d.eval.trajectory import Trajectory, write_tum
+from tests.flow_files import write_flo, write_kitti
 
 H, W = 6, 8
 

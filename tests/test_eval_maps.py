@@ -14,10 +14,11 @@ from sklearn.metrics import jaccard_score
 from stream4d.errors import EvaluationError
 from stream4d.eval.calibration import focal_error_percent, reliability
 from stream4d.eval.depth import DepthSample, fit, score_depth
-from stream4d.eval.flow import FlowScorer, dis_flow, read_flow, write_flo, write_kitti
+from stream4d.eval.flow import FlowScorer, dis_flow, read_flow
 from stream4d.eval.motion import MotionScorer, boundary, boundary_f, region_similarity
 from stream4d.eval.pointmap import PointSample, score_points
 from stream4d.packets import PoseRevision
+from tests.flow_files import write_flo, write_kitti
 
 
 class TestDepth:

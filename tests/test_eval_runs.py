@@ -14,7 +14,6 @@ import pytest
 from stream4d import cli
 from stream4d.errors import EvaluationError
 from stream4d.eval import runner
-from stream4d.eval.flow import write_flo, write_kitti
 from stream4d.eval.grid import TruthGrid, resize_flow, resize_map
 from stream4d.eval.html import html_page
 from stream4d.eval.report import text_table
@@ -25,6 +24,7 @@ from stream4d.eval.sequence import camera_from, load_folder
 from stream4d.eval.trajectory import Trajectory, write_tum
 from stream4d.eval.worker import RevisionSink, Spec, score_stream
 from stream4d.packets import PosedFrame, PoseRevision
+from tests.flow_files import write_flo, write_kitti
 from tests.posed import posed_frames
 from tests.synthetic import Scene
 

@@ -26,16 +26,6 @@ def test_pure_rotation_flow_does_not_depend_on_depth() -> None:
     np.testing.assert_allclose(near, far, atol=1e-10)
 
 
-def test_residual_flow_is_what_moves_by_itself() -> None:
-    depth = np.full((H, W), 2.0)
-    b_from_a = se3_exp(np.array([0.05, 0.02, 0.1, 0.01, 0.02, 0.03]))
-    optical = flow.ego_flow(depth, K, K, b_from_a)
-    optical[10:20, 10:20] += [1.5, -0.5]
-    residual = flow.residual_flow(optical, depth, K, K, b_from_a)
-    np.testing.assert_allclose(residual[10:20, 10:20], np.broadcast_to([1.5, -0.5], (10, 10, 2)))
-    assert np.abs(residual[:10]).max() < 1e-12
-
-
 def test_scene_flow_is_zero_on_a_static_plane() -> None:
     b_from_a = se3_exp(np.array([0.05, 0.0, 0.1, 0.0, 0.0, 0.2]))  # keeps the plane parallel
     depth_a, depth_b = np.full((H, W), 2.0), np.full((H, W), 2.1)

@@ -170,7 +170,10 @@ def _camera(intrinsics: str | None, distortion: str | None) -> dict[str, Any]:
 
 
 def default_store_path(source: str) -> Path:
-    """Name the store after the source: ``clips/walk.mp4`` → ``walk.zarr`` in the current folder."""
+    """Name the store after the source: ``clips/walk.mp4`` → ``walk.zarr`` in the current folder.
+
+    Where the source's own name says nothing (``shots/office/frames``), its folder's is taken.
+    """
     from stream4d.reader.sources import is_live_or_url
 
     source = source.removeprefix("file://")
@@ -180,8 +183,12 @@ def default_store_path(source: str) -> Path:
     path = Path(source)
     if any(letter in path.name for letter in "*?[") and not os.path.exists(path):
         path = path.parent  # a glob is named after its folder
-    name = path.stem if path.suffix and not path.is_dir() else path.name
-    if name in ("frames", "images", "rgb", "video", ""):
+    # os.path: unlike Path.is_dir, False for a name that is too long
+    name = path.stem if path.suffix and not os.path.isdir(path) else path.name
+    says_nothing = name in ("frames", "images", "rgb", "")
+    if says_nothing or (
+        name == "video" and path.name != source
+    ):  # `video.mp4` right here is itself
         name = path.resolve().parent.name
     return Path(f"{name or 'scene'}.zarr")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stream4d.geometry.camera import fov_from_focal
 from stream4d.packets import PosedFrame, VideoInfo
 
 
@@ -109,7 +110,7 @@ class RunSummary:
             dropped: frames of a live source that came faster than they were taken.
         """
         unit = "m" if self._last is not None and self._last.is_metric else "units (scale unknown)"
-        fov = 2 * np.degrees(np.arctan(self._info.width / 2 / self.focal_px))
+        fov = fov_from_focal(self.focal_px, self._info.width)
         before = f", after {self._frames_before} of an earlier run" if self._frames_before else ""
         lost = f", {dropped} dropped" if dropped else ""
         rows = [

@@ -102,23 +102,6 @@ def _read_kitti(path: Path) -> Array:
     return flow
 
 
-def write_flo(path: Path, flow: Array) -> None:
-    """Write (H, W, 2) flow as Middlebury ``.flo``; NaN becomes unknown."""
-    H, W = flow.shape[:2]
-    body = np.where(np.isfinite(flow), flow, 10 * UNKNOWN_FLOW).astype("<f4")
-    head = np.float32(FLO_TAG).astype("<f4").tobytes() + np.array([W, H], "<i4").tobytes()
-    path.write_bytes(head + body.tobytes())
-
-
-def write_kitti(path: Path, flow: Array) -> None:
-    """Write (H, W, 2) flow as KITTI 16-bit PNG, in steps of 1/64 px; NaN becomes invalid."""
-    known = np.isfinite(flow).all(axis=-1)
-    steps = np.clip(np.rint(np.nan_to_num(flow) * 64 + 32768), 0, 65535).astype(np.uint16)
-    image = np.stack([known.astype(np.uint16), steps[..., 1], steps[..., 0]], axis=-1)
-    if not cv2.imwrite(str(path), image):
-        raise EvaluationError(f"cannot write {path}")
-
-
 def dis_flow(first_rgb: Array, second_rgb: Array) -> Array:
     """Return (H, W, 2) flow of OpenCV's DIS, medium preset, between two uint8 images."""
     return dis.dis_flow(dis.grey_image(first_rgb), dis.grey_image(second_rgb), "medium")

@@ -29,13 +29,6 @@ def ego_flow(
     return (project(points_in_b, K_b) - pixel_grid(H, W)).astype(depth_a.dtype)
 
 
-def residual_flow(
-    flow: Array, depth_a: Array, K_a: Array, K_b: Array, b_from_a: Array
-) -> Array:  # (H, W, 2)
-    """Return optical minus ego flow: zero on static surfaces up to noise."""
-    return flow - ego_flow(depth_a, K_a, K_b, b_from_a)
-
-
 def scene_flow(
     flow: Array,  # (H, W, 2) a → b
     depth_a: Array,  # (H, W)

@@ -232,11 +232,6 @@ def objective(
     return loss + weights.flow * flow, flow
 
 
-def cosine_rate(progress: float, start: float = 0.01, end: float = 1e-6) -> float:
-    """Fall from ``start`` to ``end`` along half a cosine."""
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
 def linear_rate(progress: float, start: float = 0.01, end: float = 1e-3) -> float:
     """Fall from ``start`` to ``end`` linearly."""
     return (1 - progress) * start + progress * end
