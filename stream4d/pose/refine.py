@@ -76,72 +76,27 @@ def adjust(
     ``focal_info`` is the information of a prior on log focal whose minimum lies ``focal_offset`` away; infinite
     holds the focal. Degenerate windows do not raise: damping and priors keep what is not observable in place.
     """
-    column = np.full(len(poses), -1, np.int64)
-    column[free] = 6 * np.arange(len(free))
-    D = 6 * len(free) + 1
-    H, b, S, s = np.zeros((D, D)), np.zeros(D), np.zeros((D, D)), np.zeros(D)
-    E, C, gr = np.zeros((len(rho), D)), np.zeros(len(rho)), np.zeros(len(rho))
-    total_focal, damping = 0.0, 1e-4
-    hold_focal = not np.isfinite(focal_info)
-
-    def cost_of(scale_sq: float) -> float:
-        value = float(
-            _kernels_bundle.bundle_cost(
-                cam,
-                rays,
-                host,
-                poses,
-                rho,
-                obs.patch,
-                obs.frame,
-                obs.uv,
-                obs.info,
-                scale_sq,
-                prior,
-                prior_info,
-            )
-        )
-        return value + (0.0 if hold_focal else focal_info * (total_focal - focal_offset) ** 2)
-
+    bundle = _Bundle(
+        cam, rays, host, poses, free, rho, prior, prior_info, obs,
+        focal_info=focal_info, focal_offset=focal_offset, pose_prior=pose_prior,
+    )  # fmt: skip
     for scale_sq in scales:
-        cost = cost_of(scale_sq)
+        cost = bundle.cost(scale_sq)
         for _ in range(iterations):
-            _kernels_bundle.bundle_system(
-                cam, rays, host, poses, column, rho, obs.patch, obs.frame, obs.uv, obs.info,
-                scale_sq, prior, prior_info, H, b, E, C, gr,
-            )  # fmt: skip
-            H[np.arange(D - 1), np.arange(D - 1)] += pose_prior
-            if hold_focal:
-                H[-1], H[:, -1], E[:, -1], b[-1], H[-1, -1] = 0, 0, 0, 0, 1
-            else:
-                H[-1, -1] += focal_info
-                b[-1] += focal_info * (total_focal - focal_offset)
-            accepted = False
-            for _ in range(4):
-                _kernels_bundle.schur(H, b, E, C, gr, damping, S, s)
-                step = -np.linalg.solve(S, s)
-                kept = poses.copy(), rho.copy(), cam.copy(), rays.copy(), total_focal
-                total_focal += _apply(step, free, poses, rho, cam, rays, E, C, gr, damping)
-                new_cost = cost_of(scale_sq)
-                if new_cost <= cost:
-                    accepted = True
-                    break
-                poses[:], rho[:], cam[:], rays[:], total_focal = kept
-                damping = damping * 10 + 1e-6
-            if not accepted:
+            bundle.linearise(scale_sq)
+            new_cost = bundle.improve(cost, scale_sq)
+            if new_cost is None:
                 break
-            damping = max(damping * 0.2, 1e-9)
             gain, cost = cost - new_cost, new_cost
             if gain < 1e-4 * max(new_cost, 1e-9):
                 break
-    _kernels_bundle.schur(H, b, E, C, gr, 0.0, S, s)
-    covariance = _inverse(S)
+    covariance = _inverse(bundle.reduced(damping=0.0)[0])
     if rho_info is not None:
-        rho_info[:] = C
+        rho_info[:] = bundle.C
     return BundleResult(
         cost,
         len(obs.patch),
-        float(np.exp(total_focal)),
+        float(np.exp(bundle.log_focal)),
         1.0 / max(float(covariance[-1, -1]), 1e-12),
         covariance,
     )
@@ -168,20 +123,101 @@ def adjust_map(
     return result
 
 
-def _apply(
-    step: Array, free: Array, poses: Array, rho: Array, cam: Array, rays: Array,
-    E: Array, C: Array, gr: Array, damping: float,
-) -> float:  # fmt: skip
-    """Take a step of poses, back-substituted depths and focal; returns the change of log focal."""
-    for i, f in enumerate(free):
-        move_pose(poses[f], step[6 * i : 6 * i + 6])
-    change = -(gr + E @ step) / np.maximum(C * (1 + damping), 1e-12)
-    limit = 0.5 * np.abs(rho) + 1e-3
-    rho[:] = np.maximum(rho + np.where(C > 1e-12, np.clip(change, -limit, limit), 0.0), 1e-4)
-    focal = float(np.clip(step[-1], -0.2, 0.2))
-    cam[:2] *= np.exp(focal)
-    rays[:, :2] *= np.exp(-focal)
-    return focal
+class _Bundle:
+    """What ``adjust`` changes in place, and the normal equations around where it stands.
+
+    Unknowns: six a free pose, then log focal (reduced system H, b), and an inverse depth a patch (C, gr; E couples).
+    """
+
+    def __init__(
+        self, cam: Array, rays: Array, host: Array, poses: Array, free: Array, rho: Array,
+        prior: Array, prior_info: Array, obs: Observations,
+        *, focal_info: float, focal_offset: float, pose_prior: float,
+    ) -> None:  # fmt: skip
+        self.cam, self.rays, self.poses, self.rho = cam, rays, poses, rho
+        self.host, self.free, self.obs = host, free, obs
+        self.prior, self.prior_info = prior, prior_info
+        self.focal_info, self.focal_offset, self.pose_prior = focal_info, focal_offset, pose_prior
+        self.column = np.full(len(poses), -1, np.int64)
+        self.column[free] = 6 * np.arange(len(free))
+        D = 6 * len(free) + 1
+        self.H, self.b, self.S, self.s = (
+            np.zeros((D, D)),
+            np.zeros(D),
+            np.zeros((D, D)),
+            np.zeros(D),
+        )
+        self.E, self.C, self.gr = np.zeros((len(rho), D)), np.zeros(len(rho)), np.zeros(len(rho))
+        self.log_focal = 0.0
+        """How far log focal has gone."""
+        self.damping = 1e-4
+
+    @property
+    def holds_focal(self) -> bool:
+        return not np.isfinite(self.focal_info)
+
+    def cost(self, scale_sq: float) -> float:
+        """Return the robust cost, priors included."""
+        obs = self.obs
+        value = float(
+            _kernels_bundle.bundle_cost(
+                self.cam, self.rays, self.host, self.poses, self.rho, obs.patch, obs.frame, obs.uv,
+                obs.info, scale_sq, self.prior, self.prior_info,
+            )
+        )  # fmt: skip
+        if self.holds_focal:
+            return value
+        return value + self.focal_info * (self.log_focal - self.focal_offset) ** 2
+
+    def linearise(self, scale_sq: float) -> None:
+        """Build the normal equations here."""
+        obs, H, b = self.obs, self.H, self.b
+        _kernels_bundle.bundle_system(
+            self.cam, self.rays, self.host, self.poses, self.column, self.rho, obs.patch, obs.frame, obs.uv, obs.info,
+            scale_sq, self.prior, self.prior_info, H, b, self.E, self.C, self.gr,
+        )  # fmt: skip
+        twists = np.arange(len(b) - 1)
+        H[twists, twists] += self.pose_prior
+        if self.holds_focal:
+            H[-1], H[:, -1], self.E[:, -1], b[-1], H[-1, -1] = 0, 0, 0, 0, 1
+        else:
+            H[-1, -1] += self.focal_info
+            b[-1] += self.focal_info * (self.log_focal - self.focal_offset)
+
+    def reduced(self, damping: float) -> tuple[Array, Array]:
+        """Return the system of poses and focal, depths eliminated (Schur complement)."""
+        _kernels_bundle.schur(self.H, self.b, self.E, self.C, self.gr, damping, self.S, self.s)
+        return self.S, self.s
+
+    def improve(self, cost: float, scale_sq: float) -> float | None:
+        """Step to where the cost is no higher and return it there; None where four dampings find no such place."""
+        for _ in range(4):
+            S, s = self.reduced(self.damping)
+            step = -np.linalg.solve(S, s)
+            kept = [part.copy() for part in (self.poses, self.rho, self.cam, self.rays)]
+            log_focal = self.log_focal
+            self._move(step)
+            new_cost = self.cost(scale_sq)
+            if new_cost <= cost:
+                self.damping = max(self.damping * 0.2, 1e-9)
+                return new_cost
+            self.poses[:], self.rho[:], self.cam[:], self.rays[:] = kept
+            self.log_focal = log_focal
+            self.damping = self.damping * 10 + 1e-6
+        return None
+
+    def _move(self, step: Array) -> None:
+        """Take a step of poses and focal, and that of the depths which follows from it."""
+        for i, f in enumerate(self.free):
+            move_pose(self.poses[f], step[6 * i : 6 * i + 6])
+        change = -(self.gr + self.E @ step) / np.maximum(self.C * (1 + self.damping), 1e-12)
+        limit = 0.5 * np.abs(self.rho) + 1e-3
+        change = np.where(self.C > 1e-12, np.clip(change, -limit, limit), 0.0)
+        self.rho[:] = np.maximum(self.rho + change, 1e-4)
+        focal = float(np.clip(step[-1], -0.2, 0.2))
+        self.cam[:2] *= np.exp(focal)
+        self.rays[:, :2] *= np.exp(-focal)
+        self.log_focal += focal
 
 
 def _inverse(S: Array) -> Array:
