@@ -20,11 +20,9 @@ from torch import Tensor
 from stream4d.geometry.flow import consistency_error
 from stream4d.geometry.transforms import similarity
 from stream4d.models.alignment import (
-    AlignmentWeights,
     PairSet,
     Scene,
     focals,
-    optimise,
     pose_matrices,
 )
 from stream4d.models.base import ModelCard
@@ -34,6 +32,7 @@ from stream4d.models.dust3r import Dust3rModel, Dust3rSession, Pair, anchored_pr
 from stream4d.models.dust3r_net import Dust3rConfig
 from stream4d.models.family import check_options, to_prediction
 from stream4d.models.first_guess import initial_scene
+from stream4d.models.monst3r_alignment import Start, align
 from stream4d.models.monst3r_fusion import fused_depth, residual_motion, thinned
 from stream4d.models.pair_graph import make_pairs
 from stream4d.models.pairs import relative_motion
@@ -203,59 +202,43 @@ class Monst3rSession(Dust3rSession):
         )
 
     def _align(self, window: Window, full: PairSet) -> tuple[Scene, PairSet]:
-        """Guess, align without flow, find what moves, align with flow on the rest."""
         config = self.model.config
-        coarse = thinned(full, config.align_step)
-        index = [frame.index for frame in window.frames]
+        start = self._start(window, thinned(full, config.align_step))
+        scene, coarse = align(
+            start,
+            self._motion,
+            iterations=config.iterations,
+            smooth=config.smooth,
+            flow=config.flow,
+            depth_prior=config.depth_prior,
+        )
+        self._settle([frame.index for frame in window.frames], scene, coarse)
+        return scene, coarse
+
+    def _start(self, window: Window, coarse: PairSet) -> Start:
+        """Guess the scene from the pairs and from what is given or known: the overlap's frames stay as they were."""
+        given_K = [K for K in self.given_K(window) if K is not None]
+        focal = float(given_K[0][0, 0]) if given_K else self.focal
+        poses = [f.world_from_cam for f in window.frames if f.world_from_cam is not None]
+        has_poses = len(poses) == len(window.frames)
         fixed = {
-            i: (self.known[key].world_from_cam, self.known[key].depth)
-            for i, key in enumerate(index)
-            if key in self.known
+            i: (self.known[frame.index].world_from_cam, self.known[frame.index].depth)
+            for i, frame in enumerate(window.frames)
+            if frame.index in self.known and not has_poses
         }
-        given = [K for K in self.given_K(window) if K is not None]
-        given_poses = [f.world_from_cam for f in window.frames if f.world_from_cam is not None]
-        has_poses = len(given_poses) == len(index)
-        if has_poses:
-            fixed = {}
-        focal = float(given[0][0, 0]) if given else self.focal
         scene = initial_scene(
             coarse,
             shared_focal=True,
-            given_focal=None if focal is None else focal / config.align_step,
+            given_focal=None if focal is None else focal / self.model.config.align_step,
             principal_point=self._coarse_principal(),
             fixed=fixed,
-            given_poses=given_poses if has_poses else None,
+            given_poses=poses if has_poses else None,
         )
-        coarse = replace(coarse, world_has_size=bool(fixed) or has_poses)
         free = ["pairs", "log_depth"]
         free += [] if has_poses else ["poses"]
         free += ["focal"] if focal is None else []
-        weights = AlignmentWeights(smooth=config.smooth, flow=0.0, depth=config.depth_prior)
-        half = config.iterations // 2
-        scene, _ = optimise(
-            scene,
-            coarse,
-            weights,
-            iterations=half,
-            total=config.iterations,
-            free=free,
-            frozen_frames=len(fixed),
-        )
-        coarse = replace(coarse, is_moving=torch.from_numpy(self._motion(scene, coarse) > 0.5))
-        # Smoothness shortens the path (by 3 % at its full weight); once things are in place it may fade.
-        weights = AlignmentWeights(
-            smooth=0.1 * config.smooth, flow=config.flow, flow_start=0.0, depth=config.depth_prior
-        )
-        scene, _ = optimise(
-            scene,
-            coarse,
-            weights,
-            iterations=config.iterations - half,
-            free=free,
-            frozen_frames=len(fixed),
-        )
-        self._settle(index, scene, coarse)
-        return scene, coarse
+        pairs = replace(coarse, world_has_size=bool(fixed) or has_poses)
+        return Start(scene, pairs, free, len(fixed))
 
     def _coarse_principal(self) -> tuple[float, float]:
         """Return the middle of the image in pixels of the alignment's grid."""
