@@ -14,7 +14,7 @@ from stream4d.config import RunConfig
 from stream4d.errors import EvaluationError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from stream4d.eval.runner import Job
+    from stream4d.eval.runner import Job, Results
 
 EXAMPLES = """\
 examples:
@@ -74,38 +74,15 @@ def run(args: argparse.Namespace) -> int:
     _require_packages()
     if args.list:
         return _list_benchmarks()
-    from stream4d.eval.report import text_table
-    from stream4d.eval.runner import Results, run_jobs
-
     if not args.timeout > 0:
         raise EvaluationError(f"--timeout must be above 0 seconds, got {args.timeout:g}")
     config = _config(args)
     jobs = find_jobs(args.sequences, args.dataset, args.root, args.max_frames)
-    results = Results(
-        config.model.name,
-        calibrated=args.calibrated,
-        config=settings.dump(config),
-        path=args.json,
-        refine=args.refine,
-    )
-    if args.resume:
-        if args.json is None:
-            raise EvaluationError(
-                "--resume needs --json FILE: that is where finished rows are kept"
-            )
-        results.resume()
+    results = _results(args, config)
     _prepare_outputs(args)
     results.write()  # a file that cannot be written is better known before an hour of work
-    total = sum(job.frames for job in jobs)
     try:
-        with logs.Progress(total, quiet=args.quiet) as progress:
-            run_jobs(
-                jobs,
-                results,
-                timeout_s=args.timeout,
-                trajectories=args.plot,
-                on_frame=progress.advance,
-            )
+        _measure(jobs, results, args)
     except KeyboardInterrupt:
         hint = "; go on with --resume" if args.json else ""
         logs.show(f"interrupted: {len(results.rows)} of {len(jobs)} sequences are done{hint}")
@@ -113,12 +90,49 @@ def run(args: argparse.Namespace) -> int:
     results.keep([job.name for job in jobs])
     results.write()
     _write_reports(args, results.as_dict())
-    logs.show(text_table(results.as_dict()))
-    if args.refine:
-        from stream4d.eval.refined import refined_table
-
-        logs.show("\n" + refined_table(results.as_dict()))
+    _show_tables(results.as_dict(), refined=args.refine)
     return int(all(row["status"] != "ok" for row in results.rows.values()))
+
+
+def _results(args: argparse.Namespace, config: RunConfig) -> Results:
+    """Begin with no rows, or with the finished ones of ``--json`` where they are to be kept."""
+    from stream4d.eval.runner import Results
+
+    results = Results(
+        config.model.name,
+        calibrated=args.calibrated,
+        config=settings.dump(config),
+        path=args.json,
+        refine=args.refine,
+    )
+    if args.resume and args.json is None:
+        raise EvaluationError("--resume needs --json FILE: that is where finished rows are kept")
+    if args.resume:
+        results.resume()
+    return results
+
+
+def _measure(jobs: list[Job], results: Results, args: argparse.Namespace) -> None:
+    from stream4d.eval.runner import run_jobs
+
+    total = sum(job.frames for job in jobs)
+    with logs.Progress(total, quiet=args.quiet) as progress:
+        run_jobs(
+            jobs,
+            results,
+            timeout_s=args.timeout,
+            trajectories=args.plot,
+            on_frame=progress.advance,
+        )
+
+
+def _show_tables(results: dict[str, Any], *, refined: bool) -> None:
+    from stream4d.eval.refined import refined_table
+    from stream4d.eval.report import text_table
+
+    logs.show(text_table(results))
+    if refined:
+        logs.show("\n" + refined_table(results))
 
 
 def find_jobs(
@@ -130,7 +144,7 @@ def find_jobs(
         EvaluationError: nothing to do, two sequences of one name, or a benchmark that cannot be read.
     """
     from stream4d.eval.protocols import load_dataset
-    from stream4d.eval.runner import Job
+    from stream4d.eval.runner import Job, Results
 
     if (dataset is None) != (root is None):
         raise EvaluationError(
@@ -167,7 +181,7 @@ def _sequence_folders(paths: list[Path]) -> list[Path]:
 
 
 def _folder_job(folder: Path, limit: int) -> Job:
-    from stream4d.eval.runner import Job
+    from stream4d.eval.runner import Job, Results
     from stream4d.eval.sequence import load_folder
 
     folder = folder.resolve()

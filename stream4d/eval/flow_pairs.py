@@ -38,47 +38,59 @@ def evaluate_pairs(
     model = create_model(
         config.model.name, weights=config.model.weights, device=device, **config.model.options
     )
-    ours, dis, dis_full = FlowScorer(), FlowScorer(), FlowScorer()
+    scorers = {"flow": FlowScorer(), "flow_dis": FlowScorer(), "flow_dis_full": FlowScorer()}
     per_pair: dict[str, dict[str, float]] = {}
-    seconds, first = 0.0, None
+    seconds: list[float] = []
     for number, (path_a, path_b, path_truth) in enumerate(sequence.pairs):
         images = [_read_rgb(path) for path in (path_a, path_b)]
         truth = read_flow(path_truth)
         small = [_processed(image, config) for image in images]
         started = time.perf_counter()
-        flow = predict_pair(model, small[0], small[1], str(path_a))
-        seconds += time.perf_counter() - started
-        first = seconds if first is None else first
-        shape = truth.shape[:2]
-        pair = FlowScorer(), FlowScorer()
-        for scorer in (ours, pair[0]):
-            scorer.add(resize_flow(flow, shape), truth)
-        for scorer in (dis, pair[1]):
-            scorer.add(resize_flow(dis_flow(*small), shape), truth)
-        dis_full.add(dis_flow(*images), truth)
-        scores = pair[0].score(), pair[1].score()
-        if scores[0] is not None and scores[1] is not None:
+        ours = predict_pair(model, small[0], small[1], str(path_a))
+        seconds.append(time.perf_counter() - started)
+        found = {"flow": ours, "flow_dis": dis_flow(*small), "flow_dis_full": dis_flow(*images)}
+        epe = {name: _add(scorers[name], flow, truth) for name, flow in found.items()}
+        if epe["flow"] is not None and epe["flow_dis"] is not None:
             name = path_a.stem.removesuffix("-img0")
-            per_pair[name] = {"epe": scores[0].epe, "dis_epe": scores[1].epe}
+            per_pair[name] = {"epe": epe["flow"], "dis_epe": epe["flow_dis"]}
         on_frames(2 * (number + 1))
     row = empty_row(sequence.name, "ok", frames=2 * len(sequence.pairs))
     row["frames_with_pose"] = None  # a pair of images has flow, but no pose to be found
-    row["fps"] = 2 * len(sequence.pairs) / seconds if seconds else None
-    row["latency_s"], row["peak_rss_mb"] = first, peak_rss_mb()
+    row["fps"] = 2 * len(seconds) / sum(seconds) if seconds else None
+    row["latency_s"], row["peak_rss_mb"] = (seconds[0] if seconds else None), peak_rss_mb()
     details: dict[str, Any] = {"kind": sequence.kind, "pairs": per_pair}
-    for name, scorer in (("flow", ours), ("flow_dis", dis), ("flow_dis_full", dis_full)):
-        score = scorer.score()
-        if score is None:
-            raise EvaluationError(f"{sequence.name} has no pixel with known flow")
-        details[name] = {
-            "epe": score.epe,
-            "fl_percent": score.fl_percent,
-            "px1_percent": score.px1_percent,
-        }
+    for name, scorer in scorers.items():
+        details[name] = _figures(scorer, sequence.name)
     for name in ("flow", "flow_dis"):
         row[f"{name}_epe"] = details[name]["epe"]
         row[f"{name}_fl_percent"] = details[name]["fl_percent"]
     return row, details
+
+
+def _add(scorer: FlowScorer, flow: Array, truth: Array) -> float | None:
+    """Score one pair, for itself and with the others; return its mean endpoint error in pixels of the truth."""
+    flow = resize_flow(flow, truth.shape[:2])
+    alone = FlowScorer()
+    for each in (scorer, alone):
+        each.add(flow, truth)
+    score = alone.score()
+    return None if score is None else score.epe
+
+
+def _figures(scorer: FlowScorer, name: str) -> dict[str, float]:
+    """Return what a scorer has, as plain data.
+
+    Raises:
+        EvaluationError: no pixel had known flow.
+    """
+    score = scorer.score()
+    if score is None:
+        raise EvaluationError(f"{name} has no pixel with known flow")
+    return {
+        "epe": score.epe,
+        "fl_percent": score.fl_percent,
+        "px1_percent": score.px1_percent,
+    }
 
 
 def predict_pair(model: PointmapModel, first: Array, second: Array, source: str) -> Array:
