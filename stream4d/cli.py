@@ -18,6 +18,7 @@ from typing import NoReturn
 from stream4d import logs
 from stream4d._version import __version__
 from stream4d.errors import Stream4DError
+from stream4d.interrupt import sigterm_as_ctrl_c
 
 RUN = "run"
 COMMANDS = {
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.hint = _meant_command(words) if name == RUN else ""
         args = parser.parse_args(words)
         logs.configure(-1 if getattr(args, "quiet", False) else getattr(args, "verbose", 0))
-        return int(importlib.import_module(COMMANDS[name][0]).run(args))
+        with sigterm_as_ctrl_c():
+            return int(importlib.import_module(COMMANDS[name][0]).run(args))
     except Stream4DError as error:
         return _fail(f"{error}{_meant_command(words)}")
     except PermissionError as error:

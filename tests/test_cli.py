@@ -310,6 +310,18 @@ def test_a_web_view_of_nothing_is_not_kept_up(clip: Path, monkeypatch: pytest.Mo
     assert main([str(clip), "--view", "web", "--view-port", "0"]) == 130
 
 
+def test_sigterm_ends_any_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by the system's way, which tidies nothing up and leaves child processes behind."""
+    before = signal.getsignal(signal.SIGTERM)
+    terminate = lambda args: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr("stream4d.models.cli.run", terminate)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "stream4d: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_refine_takes_the_store_that_was_written(
     clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

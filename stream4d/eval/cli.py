@@ -144,7 +144,7 @@ def find_jobs(
         EvaluationError: nothing to do, two sequences of one name, or a benchmark that cannot be read.
     """
     from stream4d.eval.protocols import load_dataset
-    from stream4d.eval.runner import Job, Results
+    from stream4d.eval.runner import Job
 
     if (dataset is None) != (root is None):
         raise EvaluationError(
@@ -181,7 +181,7 @@ def _sequence_folders(paths: list[Path]) -> list[Path]:
 
 
 def _folder_job(folder: Path, limit: int) -> Job:
-    from stream4d.eval.runner import Job, Results
+    from stream4d.eval.runner import Job
     from stream4d.eval.sequence import load_folder
 
     folder = folder.resolve()
