@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import resource
+import math
 import shlex
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from stream4d.eval.process import peak_rss_mb
 from stream4d.geometry.camera import fov_from_focal
 from stream4d.packets import PosedFrame, VideoInfo
-
-
-def peak_rss_mb() -> float:
-    """Return the largest resident memory of this process so far, in megabytes (10⁶ bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # kilobytes on Linux, bytes on macOS
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 class RunSummary:
@@ -73,8 +66,9 @@ class RunSummary:
         """Focal length of the last frame, pixels of the stored resolution; NaN before any."""
         return float(self._last.K[0, 0]) if self._last is not None else float("nan")
 
-    def figures(self) -> dict[str, float]:
-        """Return what the table says, as numbers: for ``--progress json``."""
+    def figures(self) -> dict[str, float | None]:
+        """Return what the table says, as numbers: for ``--progress json``; None where the system does not say."""
+        peak = peak_rss_mb()
         return {
             "frames": self._frames_before + self.frames,
             "computed": self.frames,
@@ -84,7 +78,7 @@ class RunSummary:
             "segments": self.segments,
             "path_length": self.path_length,
             "static_share": self.static_share,
-            "peak_memory_mb": peak_rss_mb(),
+            "peak_memory_mb": peak if math.isfinite(peak) else None,
         }
 
     def opening(self, model: str) -> str:

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 
+KB = 1024 / 1e6
+"""A kilobyte of the kernel's, in MB."""
+
+
 def peak_rss_mb() -> float:
-    """Return this process's peak resident memory, MB.
+    """Return this process's peak resident memory, MB (10⁶ bytes).
 
     On Linux from ``VmHWM``: ``ru_maxrss`` would inherit the peak of the parent through fork and exec.
     """
@@ -15,13 +19,13 @@ def peak_rss_mb() -> float:
     if status.is_file():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return float(line.split()[1]) / 1024
+                return float(line.split()[1]) * KB
     if sys.platform == "win32":
         return float("nan")
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 1024
+    return peak / 1e6 if sys.platform == "darwin" else peak * KB
 
 
 def rss_mb() -> float:
@@ -30,5 +34,5 @@ def rss_mb() -> float:
     if status.is_file():
         for line in status.read_text().splitlines():
             if line.startswith("VmRSS:"):
-                return float(line.split()[1]) / 1024
+                return float(line.split()[1]) * KB
     return peak_rss_mb()
