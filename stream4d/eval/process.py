@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-
 KB = 1024 / 1e6
 """A kilobyte of the kernel's, in MB."""
 
