@@ -36,13 +36,14 @@ class Hanging:
         local_map, departed = progress.map, progress.departed
         new = {i: square(local_map.poses[local_map.slot_of(i)]) for i in self._old}
         moved = {i: new[i] @ np.linalg.inv(old) for i, old in self._old.items()}
-        for record, pose in zip(self._records, self._stood, strict=True):
-            here = new.get(record.index)
-            here = correction.interpolated(moved, record.index) @ pose if here is None else here
+        mine, count = self._departed, len(self._records)
+        held = np.array([record.index for record in self._records], np.int64)
+        moves = correction.interpolate(moved, np.concatenate([held, departed.index[mine]]))
+        for record, move, stood in zip(self._records, moves[:count], self._stood, strict=True):
+            here = new.get(record.index, move @ stood)
             record.set_pose(here, local_map, tracked=record.is_tracked)
-        mine = self._departed
         if len(mine):
-            here = correction.interpolate(moved, departed.index[mine]) @ self._poses
+            here = moves[count:] @ self._poses
             there = np.stack([new[int(i)] for i in departed.reference[mine]])
             departed.from_reference[mine] = (here @ np.linalg.inv(there))[:, :3]
             departed.focal[mine] = local_map.K[0, 0]
