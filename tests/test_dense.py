@@ -234,7 +234,7 @@ def test_votes_stop_at_edges_and_fill_what_moves_together() -> None:
     odds[10:30, 20:30] = 4.0  # half of the mover is seen to move
     weight[10:30, 30:40] = 1e-3
     flow = np.where(inside, 3.0, 0.0)[..., None] * np.ones(2)
-    votes = motion.vote(odds, weight, flow, np.full((40, 60), 0.5))
+    votes = motion.vote(odds, weight, motion.passing(flow, np.full((40, 60), 0.5)))
     assert votes[inside].min() > 2.0
     assert votes[~inside].max() < 0.0
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from stream4d.packets import Array
 from stream4d.pose import _kernels_dense, motion
+from stream4d.pose.completion import complete
 from stream4d.pose.guess import Guess
 
 GRID = 192
@@ -33,12 +34,20 @@ AGREES_SQ = 9.0
 """Squared difference, σ², at which what was known before counts half."""
 SIGMA_GAIN, SIGMA_FLOOR = 2.5, 0.03
 """What stated relative errors of depth are multiplied by, and their least, as measured."""
-COARSE = 4
-"""Grid pixels per cell when the surroundings of movers are asked for their depth."""
 HALO = 7
 """Grid pixels across which a mover spoils the depth around each of its pixels."""
-KNOWN_INFO = 400.0
-"""Relative information of depth beyond which a pixel speaks no louder (1σ of 5 %)."""
+KNOWN_INFO = 6000.0
+"""Relative information of depth, noise taken as stated, beyond which a pixel speaks no louder (1σ of 1.3 %)."""
+STIFFNESS = 3000.0
+"""Information that neighbours on one surface have of each other's depth (relative differences of 1.8 %)."""
+EDGE_POWER = 6
+"""An edge that lets half of a vote on motion pass lets so many times half of that depth pass."""
+SMOOTHING_REACH = 2
+"""Pixels of the image to each side over which a drawn map is smoothed."""
+SMOOTHING_INFO = (30.0, 3000.0)
+"""Least and most relative information with which a pixel goes into that."""
+EDGE_VAR = 2e-4
+"""Variance of the image, over its range squared, from which on its edges are those of depth."""
 UNKNOWN_CONFIDENCE = 0.05
 """Chance that a depth within 10 % is hit without knowing anything."""
 DEFAULT_SIGMA = 0.5
@@ -158,38 +167,32 @@ def fuse(fitted: Fit, carried: Array | None, moving: Array) -> tuple[Array, Arra
     return (old * rho + new * fitted.rho) / (old + new), np.maximum(old + new, fitted.info)
 
 
-def draw(state: DenseState, guess: Guess, rgb: Array, step: int) -> tuple[Array, Array]:
-    """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %."""
+def draw(
+    state: DenseState, guess: Guess, rgb: Array, passing: tuple[Array, Array], step: int
+) -> tuple[Array, Array]:
+    """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %.
+
+    What was not measured, and what moves, has the relief that the model gives it and the scale of its surroundings.
+    ``passing`` is what surfaces share, see ``motion.passing``.
+    """
     moving = motion.probability(state.logit)
     rho = np.clip(state.rho, *guess.limits)
+    relative = state.info * rho**2
     # flow bleeds over a mover's edge: what is close to it is no witness
-    clear = 1 - cv2.dilate(moving, np.ones((HALO, HALO)))
-    around = fill(np.log(rho), clear * np.minimum(state.info * rho**2, KNOWN_INFO))
-    log_rho = (1 - moving) * np.log(rho) + moving * around
+    clear = np.maximum(1 - cv2.dilate(2 * moving, np.ones((HALO, HALO))), 0)
+    measured = np.clip((state.info - guess.info) * rho**2, 0, KNOWN_INFO) / SIGMA_GAIN**2
+    conducts = (STIFFNESS * share**EDGE_POWER for share in passing)
+    log_rho = guess.relief + complete(np.log(rho) - guess.relief, clear * measured, *conducts)
     # relative information: what counts is the error in percent
-    weight = np.minimum(state.info * rho**2, 1e6) * (1 - moving) + 0.1
+    weight = np.minimum(relative, 1e6) * (1 - moving) + 0.1
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    smooth, support = guided_mean(log_rho.astype(np.float32), weight.astype(np.float32), grey, step)
+    smooth = guided_mean(log_rho, np.clip(weight, *SMOOTHING_INFO), grey, step)
+    support = cv2.blur(weight, _window(step))
     sigma = np.sqrt(SIGMA_GAIN**2 / np.maximum(support, 1e-3) + SIGMA_FLOOR**2)
     confidence = _erf(0.1 / (sigma * np.sqrt(2))) * (1 - 0.8 * moving)
     depth = np.clip(np.exp(-smooth), 1e-4, 1e5).astype(np.float32)
     full = enlarge(np.clip(confidence, 0, 1), step, grey.shape)
     return depth, np.clip(full, 0, 1)
-
-
-def fill(values: Array, weight: Array) -> Array:
-    """Return ``values`` (h, w) as their surroundings have them: from near where that is known, else from far."""
-    size = (max(2, values.shape[1] // COARSE), max(2, values.shape[0] // COARSE))
-    w = cv2.resize(weight, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    v = cv2.resize(weight * values, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    mean = float(v.sum() / max(w.sum(), 1e-9))
-    sum_w, sum_v = np.full_like(w, 1e-9), np.full_like(w, 1e-9 * mean)
-    for scale in (1.0, 2.0, 4.0, 8.0, 16.0):
-        share = scale**-6.0
-        sum_w += share * cv2.GaussianBlur(w, (0, 0), scale)
-        sum_v += share * cv2.GaussianBlur(v, (0, 0), scale)
-    whole = cv2.resize(sum_v / sum_w, values.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return np.asarray(whole, np.float64)
 
 
 def unknown(H: int, W: int) -> tuple[Array, Array]:
@@ -207,28 +210,31 @@ def enlarge(values: Array, step: int, shape: tuple[int, ...]) -> Array:  # (h, w
     return np.asarray(full)
 
 
-def guided_mean(
-    value: Array, weight: Array, guide: Array, step: int = 1, reach: int = 4, eps: float = 2e-4
-) -> tuple[Array, Array]:
-    """Smooth ``value`` (h, w) along edges of ``guide`` (H, W); returns it at full size, and the mean weight (h, w).
+def guided_mean(value: Array, weight: Array, guide: Array, step: int = 1) -> Array:
+    """Smooth ``value`` (h, w) along edges of ``guide`` (H, W) and return it at full size.
 
-    Weighted guided filter (He, Sun, Tang 2013) with its coefficients found on the grid (He & Sun 2015); ``reach`` is
-    in pixels of the guide.
+    Weighted guided filter (He, Sun, Tang 2013) with its coefficients found on the grid (He & Sun 2015).
     """
-    radius = max(1, round(reach / step))
-    size = (2 * radius + 1, 2 * radius + 1)
+    size = _window(step)
+    value, weight = value.astype(np.float32), weight.astype(np.float32)
     g = guide[::step, ::step]
     total = cv2.blur(weight, size) + 1e-6
     mean_g = cv2.blur(weight * g, size) / total
     mean_v = cv2.blur(weight * value, size) / total
     cov = cv2.blur(weight * g * value, size) / total - mean_g * mean_v
     var = cv2.blur(weight * g * g, size) / total - mean_g * mean_g
-    slope = cov / (var + eps)
+    slope = cov / (var + EDGE_VAR)
     offset = mean_v - slope * mean_g
     norm = cv2.blur(total, size)
     a = enlarge(cv2.blur(slope * total, size) / norm, step, guide.shape)
     b = enlarge(cv2.blur(offset * total, size) / norm, step, guide.shape)
-    return np.asarray(a * guide + b), total
+    return np.asarray(a * guide + b)
+
+
+def _window(step: int) -> tuple[int, int]:
+    """Return the sides, in grid pixels, over which a drawn map is smoothed."""
+    side = 2 * max(1, round(SMOOTHING_REACH / step)) + 1
+    return side, side
 
 
 def _sigma(link: Link) -> Array:

@@ -30,7 +30,8 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     fitted = dense.fit(cam, links, motion.texture_variance(record.rgb, step), guess, step)
     grey = cv2.cvtColor(record.rgb, cv2.COLOR_RGB2GRAY)[::step, ::step] / np.float64(255)
     flow = _flow(links, H, W)[::step, ::step]
-    votes = motion.vote(fitted.odds, fitted.seen + 1e-3, flow, grey)
+    passing = motion.passing(flow, grey)
+    votes = motion.vote(fitted.odds, fitted.seen + 1e-3, passing)
     said = None if record.motion is None else record.motion[::step, ::step]
     logit = motion.update(None if carried is None else carried[2], votes, said)
     rho, info = dense.fuse(fitted, carried, motion.probability(logit))
@@ -39,7 +40,9 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     state = dense.DenseState(rho, info, logit, pose, record.segment)
     progress.dense = state
     depth, confidence = (
-        dense.draw(state, guess, record.rgb, step) if progress.started else dense.unknown(H, W)
+        dense.draw(state, guess, record.rgb, passing, step)
+        if progress.started
+        else dense.unknown(H, W)
     )
     probability = motion.probability(dense.enlarge(logit, step, (H, W)))
     return depth, confidence, probability.astype(np.float32)

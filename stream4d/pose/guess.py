@@ -36,6 +36,8 @@ class Guess:
     """1σ of its logarithm."""
     limits: tuple[float, float]
     """Least and greatest inverse depth that are possible."""
+    relief: Array | float = 0.0
+    """(h, w) log inverse depth as the model draws it; only its differences count."""
 
     @property
     def info(self) -> Array:
@@ -111,10 +113,11 @@ def _with_model(
     with np.errstate(divide="ignore", invalid="ignore"):
         model = scale - np.log(depth[::step, ::step].astype(np.float64))
     trust = guess.sigma**2 / (guess.sigma**2 + sigma**2)
-    share = np.where(np.isfinite(model), trust, 0.0)
-    blended = (1 - share) * np.log(guess.rho) + share * np.nan_to_num(model, posinf=0, neginf=0)
+    spread = np.log(guess.rho)
+    relief = np.where(np.isfinite(model), model, spread)
+    blended = (1 - trust) * spread + trust * relief
     both = (guess.sigma**-2 + sigma**-2) ** -0.5
-    return Guess(np.clip(np.exp(blended), *guess.limits), both, guess.limits)
+    return Guess(np.clip(np.exp(blended), *guess.limits), both, guess.limits, relief)
 
 
 def _weighted_median(values: Array, weight: Array) -> float:

@@ -75,23 +75,27 @@ def evidence(square: Array, count: Array, scale: float) -> Array:
     return np.where(count > 0, np.clip(odds, *EVIDENCE), 0.0)
 
 
-def vote(odds: Array, weight: Array, flow: Array, grey: Array) -> Array:
-    """Average ``odds`` (h, w) over what moves together: votes spread along the image up to edges of flow and image."""
+def passing(flow: Array, grey: Array) -> tuple[Array, Array]:
+    """Return (h, w) how much surfaces share with what is left of each pixel, and with what is above it."""
+    return _from_left(flow, grey), np.ascontiguousarray(_from_left(flow.swapaxes(0, 1), grey.T).T)
+
+
+def _from_left(flow: Array, grey: Array) -> Array:
+    out = np.empty(grey.shape)
+    _kernels_dense.passing_rows(flow, grey, 1 / FLOW_EDGE, 1 / IMAGE_EDGE, 1 / REACH, out)
+    return out
+
+
+def vote(odds: Array, weight: Array, shared: tuple[Array, Array]) -> Array:
+    """Average ``odds`` (h, w) over what moves together: votes spread along surfaces (``passing``)."""
     value, total = odds * weight, weight.copy()
-    across, down = _passing(flow, grey), _passing(flow.swapaxes(0, 1), grey.T)
+    across, down = shared[0], np.ascontiguousarray(shared[1].T)
     for _ in range(2):
         _kernels_dense.smooth_rows(value, total, across)
         value, total = np.ascontiguousarray(value.T), np.ascontiguousarray(total.T)
         _kernels_dense.smooth_rows(value, total, down)
         value, total = np.ascontiguousarray(value.T), np.ascontiguousarray(total.T)
     return np.asarray(value / np.maximum(total, 1e-12))
-
-
-def _passing(flow: Array, grey: Array) -> Array:
-    """Return (h, w) how much passes from each pixel's left neighbour."""
-    out = np.empty(grey.shape)
-    _kernels_dense.passing_rows(flow, grey, 1 / FLOW_EDGE, 1 / IMAGE_EDGE, 1 / REACH, out)
-    return out
 
 
 def update(carried: Array | None, votes: Array, motion: Array | None) -> Array:
