@@ -71,7 +71,7 @@ def test_without_any_measurement_the_map_is_finite() -> None:
     assert (complete(nothing, nothing, nothing, nothing) == 0).all()
 
 
-def drawn(relief: Array | float) -> tuple[Array, Array]:
+def drawn(relief: Array | None) -> tuple[Array, Array]:
     """Draw a wall at 2 before which a wide mover was triangulated at a tenth of its depth; return depth and mover."""
     inside = np.zeros((H, W), bool)
     inside[6:30, 12:36] = True
@@ -86,13 +86,13 @@ def drawn(relief: Array | float) -> tuple[Array, Array]:
 
 def test_a_mover_has_the_depth_of_its_surroundings() -> None:
     """What was triangulated on it has no say, even far from its edge."""
-    depth, _ = drawn(0.0)
+    depth, _ = drawn(None)
     np.testing.assert_allclose(depth, 2.0, rtol=0.1)
 
 
 def test_a_mover_has_the_relief_that_the_model_gives_it() -> None:
     """The model sees it at half the depth of what surrounds it, in units of its own."""
-    inside = drawn(0.0)[1]
+    inside = drawn(None)[1]
     depth, _ = drawn(np.where(inside, np.log(2.0), 0.0) + 3.0)
     core = np.zeros_like(inside)
     core[10:26, 16:32] = True

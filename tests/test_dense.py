@@ -302,6 +302,19 @@ def test_a_models_depth_fills_in_at_the_maps_scale() -> None:
     assert liar.sigma > 2 * blended.sigma  # its errors are read off the patches
 
 
+def test_a_models_depth_stands_alone_before_there_is_a_map() -> None:
+    """At the scale of the frame before, so that nothing flickers; around 1 at first."""
+    scene = Scene("walk", width=96, height=72, focal=82)
+    empty, depth = LocalMap(72, 96, 2, 8, scene.K), scene.depth(0).astype(np.float32)
+    first = guess_depth(empty, np.eye(3, 4), 2, depth=7.0 * depth)
+    assert abs(np.median(first.rho) - 1) < 0.01
+    np.testing.assert_allclose(np.ptp(np.log(first.rho * depth[::2, ::2])), 0, atol=1e-5)
+    before = np.full((36, 48), np.nan)
+    before[:, :24] = 0.25 * first.rho[:, :24]
+    again = guess_depth(empty, np.eye(3, 4), 2, depth=3.0 * depth, before=before)
+    np.testing.assert_allclose(again.rho, 0.25 * first.rho, rtol=1e-5)
+
+
 def test_patches_on_movers_have_no_say_in_the_guess() -> None:
     scene = Scene("walk", width=96, height=72, focal=82)
     local_map = map_of(scene, 0, 250)

@@ -41,15 +41,13 @@ KNOWN_INFO = 6000.0
 STIFFNESS = 3000.0
 """Information that neighbours on one surface have of each other's depth (relative differences of 1.8 %)."""
 EDGE_POWER = 6
-"""An edge that lets half of a vote on motion pass lets so many times half of that depth pass."""
+"""Depth feels edges so many times as strongly as votes on motion do."""
 SMOOTHING_REACH = 2
 """Pixels of the image to each side over which a drawn map is smoothed."""
 SMOOTHING_INFO = (30.0, 3000.0)
 """Least and most relative information with which a pixel goes into that."""
 EDGE_VAR = 2e-4
 """Variance of the image, over its range squared, from which on its edges are those of depth."""
-UNKNOWN_CONFIDENCE = 0.05
-"""Chance that a depth within 10 % is hit without knowing anything."""
 DEFAULT_SIGMA = 0.5
 """1σ of flow, pixels, from models that do not say."""
 
@@ -178,11 +176,7 @@ def draw(
     moving = motion.probability(state.logit)
     rho = np.clip(state.rho, *guess.limits)
     relative = state.info * rho**2
-    # flow bleeds over a mover's edge: what is close to it is no witness
-    clear = np.maximum(1 - cv2.dilate(2 * moving, np.ones((HALO, HALO))), 0)
-    measured = np.clip((state.info - guess.info) * rho**2, 0, KNOWN_INFO) / SIGMA_GAIN**2
-    conducts = (STIFFNESS * share**EDGE_POWER for share in passing)
-    log_rho = guess.relief + complete(np.log(rho) - guess.relief, clear * measured, *conducts)
+    log_rho = _completed(np.log(rho), relative, moving, guess, passing)
     # relative information: what counts is the error in percent
     weight = np.minimum(relative, 1e6) * (1 - moving) + 0.1
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
@@ -195,9 +189,22 @@ def draw(
     return depth, np.clip(full, 0, 1)
 
 
-def unknown(H: int, W: int) -> tuple[Array, Array]:
-    """Return the depth and confidence of a frame before any baseline was seen."""
-    return np.ones((H, W), np.float32), np.full((H, W), UNKNOWN_CONFIDENCE, np.float32)
+def _completed(
+    log_rho: Array, relative: Array, moving: Array, guess: Guess, passing: tuple[Array, Array]
+) -> Array:
+    """Return log inverse depth (h, w) everywhere from where its ``relative`` information tells it."""
+    if guess.relief is None:
+        relief, measured = (
+            np.zeros_like(log_rho),
+            relative,
+        )  # the guess is of the map's patches: it counts
+    else:
+        relief, measured = guess.relief, relative - guess.info * np.exp(2 * log_rho)
+    # flow bleeds over a mover's edge: what is close to it is no witness
+    clear = np.maximum(1 - cv2.dilate(2 * moving, np.ones((HALO, HALO))), 0)
+    weight = clear * np.clip(measured, 0, KNOWN_INFO) / SIGMA_GAIN**2
+    across, down = (STIFFNESS * share**EDGE_POWER for share in passing)
+    return relief + complete(log_rho - relief, weight, across, down)
 
 
 def enlarge(values: Array, step: int, shape: tuple[int, ...]) -> Array:  # (h, w) -> (H, W) float32

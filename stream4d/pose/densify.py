@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 
@@ -25,7 +27,8 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
         if carried is None
         else 1 - motion.probability(np.nan_to_num(carried[2], nan=motion.PRIOR_LOGIT))
     )
-    guess = guess_depth(progress.map, pose, step, still, record.prior_depth)
+    before = None if carried is None else carried[0]
+    guess = guess_depth(progress.map, pose, step, still, record.prior_depth, before)
     links = _links(progress, record, pose)
     fitted = dense.fit(cam, links, motion.texture_variance(record.rgb, step), guess, step)
     grey = cv2.cvtColor(record.rgb, cv2.COLOR_RGB2GRAY)[::step, ::step] / np.float64(255)
@@ -34,16 +37,12 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     votes = motion.vote(fitted.odds, fitted.seen + 1e-3, passing)
     said = None if record.motion is None else record.motion[::step, ::step]
     logit = motion.update(None if carried is None else carried[2], votes, said)
+    if not progress.started:  # no baseline yet
+        fitted = dataclasses.replace(fitted, rho=guess.rho, info=guess.info)
     rho, info = dense.fuse(fitted, carried, motion.probability(logit))
-    if not progress.started:
-        rho, info = guess.rho, guess.info
     state = dense.DenseState(rho, info, logit, pose, record.segment)
     progress.dense = state
-    depth, confidence = (
-        dense.draw(state, guess, record.rgb, passing, step)
-        if progress.started
-        else dense.unknown(H, W)
-    )
+    depth, confidence = dense.draw(state, guess, record.rgb, passing, step)
     probability = motion.probability(dense.enlarge(logit, step, (H, W)))
     return depth, confidence, probability.astype(np.float32)
 

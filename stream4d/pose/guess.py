@@ -36,8 +36,8 @@ class Guess:
     """1σ of its logarithm."""
     limits: tuple[float, float]
     """Least and greatest inverse depth that are possible."""
-    relief: Array | float = 0.0
-    """(h, w) log inverse depth as the model draws it; only its differences count."""
+    relief: Array | None = None
+    """(h, w) log inverse depth as the model draws it, if it does; only its differences count."""
 
     @property
     def info(self) -> Array:
@@ -51,13 +51,24 @@ def guess_depth(
     step: int,
     still: Array | None = None,  # (h, w) probability
     depth: Array | None = None,  # (H, W) the model's, any scale
+    before: Array
+    | None = None,  # (h, w) what was thought of the frame before, brought here; NaN where hidden
 ) -> Guess:
-    """Return the guess on every ``step``-th pixel; 1 everywhere before a start."""
+    """Return the guess on every ``step``-th pixel; before a start 1 everywhere, or the model's depth around 1."""
+    H, W = local_map.height, local_map.width
     uv, rho, weight = _visible(local_map, pose, still, step)
     spread = _spread(local_map, uv, rho, weight)[::step, ::step]
     limits = FARTHEST * float(spread.min()), NEAREST * float(spread.max())
     guess = Guess(np.ascontiguousarray(spread), SPREAD_SIGMA, limits)
-    return guess if depth is None else _with_model(guess, depth, uv, rho, weight, step)
+    if depth is None:
+        return guess
+    there = sample(depth.astype(np.float64), np.clip(uv, 0, [W - 1, H - 1]))
+    usable = np.isfinite(there) & (there > 0)
+    relief = _relief(depth[::step, ::step])
+    if usable.sum() < MIN_PATCHES:
+        return _of_model(guess, relief, before)
+    gap = np.log(there[usable] * rho[usable])
+    return _with_model(guess, relief, gap, weight[usable])
 
 
 def _visible(
@@ -98,26 +109,33 @@ def _spread(local_map: LocalMap, uv: Array, rho: Array, weight: Array) -> Array:
     return np.maximum(spread, 1e-6).astype(np.float64)
 
 
-def _with_model(
-    guess: Guess, depth: Array, uv: Array, rho: Array, weight: Array, step: int
-) -> Guess:
-    """Blend in the model's depth: its scale and its 1σ are read off the patches, per frame."""
-    H, W = depth.shape
-    there = sample(depth.astype(np.float64), np.clip(uv, 0, [W - 1, H - 1]))
-    usable = np.isfinite(there) & (there > 0)
-    if usable.sum() < MIN_PATCHES:
-        return guess
-    gap = np.log(there[usable] * rho[usable])
-    scale = _weighted_median(gap, weight[usable])
-    sigma = max(1.48 * _weighted_median(np.abs(gap - scale), weight[usable]), LEAST_MODEL_SIGMA)
+def _relief(depth: Array) -> Array:
+    """Return log inverse depth; where the model has none, its median."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        model = scale - np.log(depth[::step, ::step].astype(np.float64))
+        relief = -np.log(depth.astype(np.float64))
+    known = np.isfinite(relief)
+    return np.where(known, relief, np.median(relief[known]) if known.any() else 0.0)
+
+
+def _with_model(guess: Guess, relief: Array, gap: Array, weight: Array) -> Guess:
+    """Blend in the model's depth: its scale and its 1σ are read off the patches, per frame.
+
+    ``gap`` (n,) holds the logarithms of the model's depth over the patches' depth.
+    """
+    scale = _weighted_median(gap, weight)
+    sigma = max(1.48 * _weighted_median(np.abs(gap - scale), weight), LEAST_MODEL_SIGMA)
     trust = guess.sigma**2 / (guess.sigma**2 + sigma**2)
-    spread = np.log(guess.rho)
-    relief = np.where(np.isfinite(model), model, spread)
-    blended = (1 - trust) * spread + trust * relief
+    blended = (1 - trust) * np.log(guess.rho) + trust * (scale + relief)
     both = (guess.sigma**-2 + sigma**-2) ** -0.5
     return Guess(np.clip(np.exp(blended), *guess.limits), both, guess.limits, relief)
+
+
+def _of_model(guess: Guess, relief: Array, before: Array | None) -> Guess:
+    """Return the model's depth at the scale of the frame before, or of the guess without it."""
+    level = np.log(guess.rho if before is None else before)
+    scale = np.nanmedian(level - relief) if np.isfinite(level).any() else 0.0
+    rho = np.exp(scale + relief)
+    return Guess(rho, SPREAD_SIGMA, (FARTHEST * rho.min(), NEAREST * rho.max()), relief)
 
 
 def _weighted_median(values: Array, weight: Array) -> float:
