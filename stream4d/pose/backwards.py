@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from stream4d.geometry.transforms import square
-from stream4d.pose import measure, patches, track
+from stream4d.pose import inertia, measure, patches, track
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import Record
 
@@ -49,7 +49,7 @@ def _place(progress: Progress, record: Record, chain: list[Record]) -> bool:
     )
     record.var[local_map.host < 0] = np.inf
     record.info = patches.flow_info(record.pyramid[0], record.uv, record.var)
-    predicted = following.pose
+    step, predicted = np.eye(4), following.pose
     if len(chain) > 1:
         step = square(following.pose) @ np.linalg.inv(square(chain[1].pose))
         predicted = (step @ square(following.pose))[:3]
@@ -63,4 +63,7 @@ def _place(progress: Progress, record: Record, chain: list[Record]) -> bool:
         record.set_pose(turned_only, local_map, tracked=record.is_tracked)
         return False
     record.var[record.rows[~fit.inliers]] = np.inf
+    if len(chain) > 1:
+        pose = inertia.steadied(fit.pose, fit.information, len(record.rows), predicted, step)
+        record.set_pose(pose, local_map, tracked=True)
     return True

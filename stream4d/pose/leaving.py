@@ -6,7 +6,7 @@ import numpy as np
 
 from stream4d.geometry.transforms import square
 from stream4d.packets import Array, PosedFrame, PoseRevision
-from stream4d.pose import track, uncertainty
+from stream4d.pose import inertia, track, uncertainty
 from stream4d.pose.densify import densify
 from stream4d.pose.departed import NO_KEYFRAME
 from stream4d.pose.progress import Progress
@@ -19,7 +19,7 @@ MIN_REFITTED = 12
 def finalise(progress: Progress, record: Record, following: Record | None) -> PosedFrame:
     """Return the frame as it leaves; ``following`` is the frame after it, where there is one."""
     local_map = progress.map
-    pose = _last_fit(progress, record)
+    pose = _last_fit(progress, record, following)
     depth, confidence, moving = densify(progress, record, pose)
     slot = local_map.slot_of(record.reference)
     hanging = track.relative_pose(pose, local_map.poses[slot] if slot >= 0 else np.eye(3, 4))
@@ -39,7 +39,7 @@ def finalise(progress: Progress, record: Record, following: Record | None) -> Po
     )  # fmt: skip
 
 
-def _last_fit(progress: Progress, record: Record) -> Array:
+def _last_fit(progress: Progress, record: Record, following: Record | None) -> Array:
     """Return the pose fitted once more: the map was adjusted since the frame was placed."""
     pose = relative(record, progress.map)
     if not progress.started or record.keyframe or not record.is_tracked:
@@ -47,9 +47,13 @@ def _last_fit(progress: Progress, record: Record) -> Array:
     rows = np.flatnonzero(np.isfinite(record.var) & (progress.map.host >= 0))
     if len(rows) < MIN_REFITTED:
         return pose
-    return track.fit_pose(
+    fit = track.fit_pose(
         progress.map, rows, record.uv[rows], record.info[rows], pose, schedule=track.WARM
-    ).pose
+    )
+    if following is None or not following.is_tracked or following.segment != record.segment:
+        return fit.pose
+    step = square(relative(following, progress.map)) @ np.linalg.inv(square(pose))
+    return inertia.steadied(fit.pose, fit.information, len(rows), pose, step)
 
 
 def _covariance(progress: Progress, record: Record, pose: Array) -> tuple[Array, Array]:
