@@ -162,13 +162,18 @@ def fit_pixels(
     return best[0], np.nansum(squares(best), axis=0)[0] / per_view, across / per_view, views
 
 
-def follow_link(flow: Array, sigma: Array, uv: Array, var: Array) -> tuple[Array, Array]:
+def follow_link(
+    flow: Array, back: Array, sigma: Array, uv: Array, var: Array
+) -> tuple[Array, Array]:
     """Twin of ``_kernels_dense.follow_link``."""
     nearest = np.clip(np.rint(uv).astype(int), 0, [sigma.shape[1] - 1, sigma.shape[0] - 1])
     s = sigma[nearest[..., 1], nearest[..., 0]]
-    moved_to = uv + sample(flow, uv)
+    there = sample(flow, uv)
+    moved_to = uv + there
+    missed = ((there + sample(back, moved_to)) ** 2).sum(-1) > 1.0 + 0.01 * (there**2).sum(-1)
     lost = ~(s < 4.0) | np.isnan(moved_to[..., 0])
-    return np.where(lost[..., None], np.nan, moved_to), np.where(lost, var, var + s**2)
+    out = np.where((lost | missed)[..., None], np.nan, moved_to)
+    return out, np.where(lost, var, var + s**2)
 
 
 def smooth_rows(value: Array, keep: Array) -> Array:

@@ -21,8 +21,11 @@ BEHIND = 0.05
 
 
 @njit(**VECTORISED)
-def follow_link(flow, sigma, uv, var):
-    """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost."""
+def follow_link(flow, back, sigma, uv, var):
+    """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost.
+
+    Lost is what leaves the image, whose flow is not known, or which the flow ``back`` does not lead home: it is hidden.
+    """
     H, W = sigma.shape
     for i in range(uv.shape[0]):
         for j in range(uv.shape[1]):
@@ -33,13 +36,34 @@ def follow_link(flow, sigma, uv, var):
             if not s < LOST_SIGMA:
                 uv[i, j, 0] = uv[i, j, 1] = math.nan
                 continue
-            x, y = int(u), int(v)
-            fx, fy = u - x, v - y
-            a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
-            top, low = flow[y], flow[y + 1]
-            uv[i, j, 0] = u + a * top[x, 0] + b * top[x + 1, 0] + c * low[x, 0] + d * low[x + 1, 0]
-            uv[i, j, 1] = v + a * top[x, 1] + b * top[x + 1, 1] + c * low[x, 1] + d * low[x + 1, 1]
+            du, dv = _read_flow(flow, u, v)
+            u, v = u + du, v + dv
+            if u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
+                bu, bv = _read_flow(back, u, v)
+                if not _comes_home(du, dv, bu, bv):
+                    u = v = math.nan
+            uv[i, j, 0], uv[i, j, 1] = u, v
             var[i, j] += s * s
+
+
+@njit(**VECTORISED)
+def _read_flow(flow, u, v):
+    """Read a flow (H, W, 2) between pixels, bilinearly."""
+    x, y = int(u), int(v)
+    fx, fy = u - x, v - y
+    a, b, c, d = (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy
+    top, low = flow[y], flow[y + 1]
+    return (
+        a * top[x, 0] + b * top[x + 1, 0] + c * low[x, 0] + d * low[x + 1, 0],
+        a * top[x, 1] + b * top[x + 1, 1] + c * low[x, 1] + d * low[x + 1, 1],
+    )
+
+
+@njit(**VECTORISED)
+def _comes_home(du, dv, bu, bv):
+    """Say whether the way back undoes the way there, within a pixel or a tenth of it."""
+    u, v = du + bu, dv + bv
+    return u * u + v * v < 1.0 + 0.01 * (du * du + dv * dv)
 
 
 @njit(**VECTORISED)
@@ -131,9 +155,11 @@ def carry_maps(cam, P, flow, back, sigma, step, rho, info, logit, out):
             u, v = j * step + bu, i * step + bv
             if not (u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0):
                 continue
-            gap_u, gap_v = bu + bilinear(flow[:, :, 0], u, v), bv + bilinear(flow[:, :, 1], u, v)
-            near = gap_u * gap_u + gap_v * gap_v < 1.0 + 0.01 * (bu * bu + bv * bv)
-            if not near or not sigma[int(v + 0.5), int(u + 0.5)] < LOST_SIGMA:
+            fu, fv = _read_flow(flow, u, v)
+            if (
+                not _comes_home(bu, bv, fu, fv)
+                or not sigma[int(v + 0.5), int(u + 0.5)] < LOST_SIGMA
+            ):
                 continue
             x, y = min(u / step, w - 1.001), min(v / step, h - 1.001)
             r = _read_map(rho, x, y)

@@ -69,6 +69,8 @@ class Link:
 
     flow: Array
     """(H, W, 2)."""
+    back: Array
+    """(H, W, 2) of the next frame, to this one."""
     sigma: Array | None
     """(H, W) 1σ pixels."""
     pose: Array | None
@@ -113,13 +115,11 @@ def grid_step(H: int, W: int) -> int:
     return max(1, round(max(H, W) / GRID))
 
 
-def carry(
-    before: DenseState, cam: Array, here_from_before: Array, link: Link, back: Array, step: int
-) -> Array:
+def carry(before: DenseState, cam: Array, here_from_before: Array, link: Link, step: int) -> Array:
     """Return (3, h, w) inverse depth, information and log odds brought to this frame; NaN where it was not seen."""
     out = np.empty((3, *before.rho.shape))
     _kernels_dense.carry_maps(
-        cam, here_from_before, link.flow, back, _sigma(link), step, before.rho, before.info, before.logit, out,
+        cam, here_from_before, link.flow, link.back, _sigma(link), step, before.rho, before.info, before.logit, out,
     )  # fmt: skip
     return out
 
@@ -133,7 +133,7 @@ def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) 
     poses: list[Array] = []
     positions, variances = np.empty((len(wanted), h, w, 2)), np.empty((len(wanted), h, w))
     for k, link in enumerate(links, 1):
-        _kernels_dense.follow_link(link.flow, _sigma(link), uv, var)
+        _kernels_dense.follow_link(link.flow, link.back, _sigma(link), uv, var)
         if k in wanted and link.pose is not None:
             n = len(poses)
             poses.append(link.pose)

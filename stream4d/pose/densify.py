@@ -54,8 +54,8 @@ def _carried(progress: Progress, record: Record, pose: Array, step: int) -> Arra
     if record.flow_here is None or record.back_here is None:
         return None
     here = track.relative_pose(pose, before.pose)
-    link = dense.Link(record.flow_here, record.sigma_here, here)
-    return dense.carry(before, progress.map.cam, here, link, record.back_here, step)
+    link = dense.Link(record.flow_here, record.back_here, record.sigma_here, here)
+    return dense.carry(before, progress.map.cam, here, link, step)
 
 
 def _links(progress: Progress, record: Record, pose: Array) -> list[dense.Link]:
@@ -65,14 +65,15 @@ def _links(progress: Progress, record: Record, pose: Array) -> list[dense.Link]:
         return links
     at = next(i for i, r in enumerate(progress.records) if r is record)
     for r in progress.records[at + 1 : at + 1 + max(dense.OFFSETS)]:
-        if r.flow_here is None or r.segment != record.segment:
+        if r.flow_here is None or r.back_here is None or r.segment != record.segment:
             break
         there = track.relative_pose(relative(r, progress.map), pose) if r.is_tracked else None
-        links.append(dense.Link(r.flow_here, r.sigma_here, there))
-    if not links and record.back_here is not None and _follows(progress, record):
+        links.append(dense.Link(r.flow_here, r.back_here, r.sigma_here, there))
+    flow, back = record.flow_here, record.back_here
+    if not links and flow is not None and back is not None and _follows(progress, record):
         assert progress.dense is not None
         there = track.relative_pose(progress.dense.pose, pose)
-        links.append(dense.Link(record.back_here, record.sigma_here, there))
+        links.append(dense.Link(back, flow, record.sigma_here, there))
     return links
 
 
