@@ -262,7 +262,8 @@ def test_the_models_opinion_counts_but_does_not_decide() -> None:
     seen = motion.update(np.full((4, 4), -3.0), nothing, np.full((4, 4), 0.95, np.float32))
     assert (seen > still + 1).all()
     contradicted = motion.update(seen, nothing - 2.0, np.full((4, 4), 0.95, np.float32))
-    assert (contradicted < seen + 1).all()
+    agreed = motion.update(seen, nothing, np.full((4, 4), 0.95, np.float32))
+    assert (contradicted < agreed - 1).all()
     assert np.isfinite(motion.update(None, nothing, np.full((4, 4), np.nan, np.float32))).all()
 
 

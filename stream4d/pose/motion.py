@@ -16,8 +16,8 @@ from stream4d.pose import _kernels_dense
 
 PRIOR_LOGIT = -3.0
 LIMIT_LOGIT = 6.0
-KEEP_LOGIT = 0.85
-"""How much of last frame's odds, above the prior, is carried on."""
+KEEP_LOGIT, KEEP_WITH_MODEL = 0.85, 0.7
+"""How much of last frame's odds, above the prior, is carried on; less with a model, which speaks anew of each frame."""
 FIRST_VOTES = 3.0
 """Times that the votes on a first frame count: those of later frames add up."""
 DOUBT = 16.0
@@ -40,7 +40,7 @@ TEXTURE_VAR = 0.05
 """px² of flow's error where the gradient's smaller moment is 1 grey level² per pixel (errors against exact flow)."""
 TEXTURE_NOISE = 0.1
 """Moment, grey levels², below which there is only noise to match."""
-MODEL_RELIABILITY = 0.5
+MODEL_RELIABILITY = 0.75
 """Share of the model's log odds that counts: its errors repeat from frame to frame."""
 
 
@@ -107,7 +107,8 @@ def update(carried: Array | None, votes: Array, motion: Array | None) -> Array:
     if carried is None:
         logit = PRIOR_LOGIT + FIRST_VOTES * said
     else:
-        logit = PRIOR_LOGIT + KEEP_LOGIT * np.nan_to_num(carried - PRIOR_LOGIT, nan=0.0) + said
+        keep = KEEP_LOGIT if motion is None else KEEP_WITH_MODEL
+        logit = PRIOR_LOGIT + keep * np.nan_to_num(carried - PRIOR_LOGIT, nan=0.0) + said
     return np.asarray(np.clip(logit, -LIMIT_LOGIT, LIMIT_LOGIT))
 
 
