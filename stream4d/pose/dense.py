@@ -40,8 +40,6 @@ KNOWN_INFO = 6000.0
 """Relative information of depth, noise taken as stated, beyond which a pixel speaks no louder (1σ of 1.3 %)."""
 STIFFNESS = 3000.0
 """Information that neighbours on one surface have of each other's depth (relative differences of 1.8 %)."""
-EDGE_POWER = 6
-"""Depth feels edges so many times as strongly as votes on motion do."""
 SMOOTHING_REACH = 2
 """Pixels of the image to each side over which a drawn map is smoothed."""
 SMOOTHING_INFO = (30.0, 3000.0)
@@ -203,7 +201,8 @@ def _completed(
     # flow bleeds over a mover's edge: what is close to it is no witness
     clear = np.maximum(1 - cv2.dilate(2 * moving, np.ones((HALO, HALO))), 0)
     weight = clear * np.clip(measured, 0, KNOWN_INFO) / SIGMA_GAIN**2
-    across, down = (STIFFNESS * share**EDGE_POWER for share in passing)
+    # depth feels edges six times as strongly as votes do (numpy's power is slow)
+    across, down = (STIFFNESS * np.square(share * share * share) for share in passing)
     return relief + complete(log_rho - relief, weight, across, down)
 
 
