@@ -49,10 +49,10 @@ def _place(progress: Progress, record: Record, chain: list[Record]) -> bool:
     )
     record.var[local_map.host < 0] = np.inf
     record.info = patches.flow_info(record.pyramid[0], record.uv, record.var)
-    step, predicted = np.eye(4), following.pose
+    step, predicted = None, following.pose
     if len(chain) > 1:
-        step = square(following.pose) @ np.linalg.inv(square(chain[1].pose))
-        predicted = (step @ square(following.pose))[:3]
+        step = track.relative_pose(following.pose, chain[1].pose)
+        predicted = step @ square(following.pose)
     fit = measure.best_fit(progress, record, predicted, following.pose)
     measure.refine_positions(progress, record, fit.pose)
     fit = measure.best_fit(progress, record, fit.pose, predicted)
@@ -63,7 +63,7 @@ def _place(progress: Progress, record: Record, chain: list[Record]) -> bool:
         record.set_pose(turned_only, local_map, tracked=record.is_tracked)
         return False
     record.var[record.rows[~fit.inliers]] = np.inf
-    if len(chain) > 1:
+    if step is not None:
         pose = inertia.steadied(fit.pose, fit.information, len(record.rows), predicted, step)
         record.set_pose(pose, local_map, tracked=True)
     return True

@@ -174,7 +174,7 @@ def draw(
     moving = motion.probability(state.logit)
     rho = np.clip(state.rho, *guess.limits)
     relative = state.info * rho**2
-    log_rho = _completed(np.log(rho), relative, moving, guess, passing)
+    log_rho = _completed(rho, relative, moving, guess, passing)
     # relative information: what counts is the error in percent
     weight = np.minimum(relative, 1e6) * (1 - moving) + 0.1
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
@@ -188,22 +188,20 @@ def draw(
 
 
 def _completed(
-    log_rho: Array, relative: Array, moving: Array, guess: Guess, passing: tuple[Array, Array]
+    rho: Array, relative: Array, moving: Array, guess: Guess, passing: tuple[Array, Array]
 ) -> Array:
     """Return log inverse depth (h, w) everywhere from where its ``relative`` information tells it."""
-    if guess.relief is None:
-        relief, measured = (
-            np.zeros_like(log_rho),
-            relative,
-        )  # the guess is of the map's patches: it counts
+    relief, measured = guess.relief, relative
+    if relief is None:
+        relief = np.zeros_like(rho)  # the guess is of the map's patches: it counts
     else:
-        relief, measured = guess.relief, relative - guess.info * np.exp(2 * log_rho)
+        measured = relative - guess.info * rho**2
     # flow bleeds over a mover's edge: what is close to it is no witness
     clear = np.maximum(1 - cv2.dilate(2 * moving, np.ones((HALO, HALO))), 0)
     weight = clear * np.clip(measured, 0, KNOWN_INFO) / SIGMA_GAIN**2
     # depth feels edges six times as strongly as votes do (numpy's power is slow)
     across, down = (STIFFNESS * np.square(share * share * share) for share in passing)
-    return relief + complete(log_rho - relief, weight, across, down)
+    return relief + complete(np.log(rho) - relief, weight, across, down)
 
 
 def enlarge(values: Array, step: int, shape: tuple[int, ...]) -> Array:  # (h, w) -> (H, W) float32

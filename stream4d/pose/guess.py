@@ -51,8 +51,7 @@ def guess_depth(
     step: int,
     still: Array | None = None,  # (h, w) probability
     depth: Array | None = None,  # (H, W) the model's, any scale
-    before: Array
-    | None = None,  # (h, w) what was thought of the frame before, brought here; NaN where hidden
+    before: Array | None = None,  # (h, w) of the frame before, brought here; NaN where hidden
 ) -> Guess:
     """Return the guess on every ``step``-th pixel; before a start 1 everywhere, or the model's depth around 1."""
     H, W = local_map.height, local_map.width

@@ -10,6 +10,7 @@ import numpy as np
 
 from stream4d.geometry import transforms
 from stream4d.packets import Array
+from stream4d.pose._kernels_parts import move_pose
 from stream4d.pose.uncertainty import OWN_SIGMA, sigma_factor
 
 CHANGE = 1.0
@@ -19,17 +20,17 @@ LEAST_TURN = 0.002
 
 
 def steadied(pose: Array, information: Array, patches: int, predicted: Array, step: Array) -> Array:
-    """Return the pose (3, 4) between a fit to ``patches`` and the one predicted from the last ``step`` (4, 4).
+    """Return the pose (3, 4) between a fit to ``patches`` and the one predicted from the last ``step`` (3, 4).
 
     All take points to cameras; ``information`` (6, 6) is that of the fit's left twist, translation first.
     """
-    turn = float(np.linalg.norm(transforms.so3_log(step[:3, :3])))
-    way = max(float(np.linalg.norm(step[:3, 3])), 1e-9)
+    turn = float(np.linalg.norm(transforms.so3_log(step[:, :3])))
+    way = max(float(np.linalg.norm(step[:, 3])), 1e-9)
     own = information / (OWN_SIGMA * sigma_factor(patches)) ** 2
     inert = np.repeat([1 / (CHANGE * way) ** 2, 1 / (CHANGE * turn + LEAST_TURN) ** 2], 3)
     turned = predicted[:, :3] @ pose[:, :3].T
     away = np.concatenate([predicted[:, 3] - turned @ pose[:, 3], transforms.so3_log(turned)])
     twist = np.linalg.solve(own + np.diag(inert), inert * away)
-    out = transforms.so3_exp(twist[3:]) @ pose
-    out[:, 3] += twist[:3]
-    return np.asarray(out)
+    out = np.array(pose)
+    move_pose(out, twist)
+    return out

@@ -52,7 +52,7 @@ def _last_fit(progress: Progress, record: Record, following: Record | None) -> A
     )
     if following is None or not following.is_tracked or following.segment != record.segment:
         return fit.pose
-    step = square(relative(following, progress.map)) @ np.linalg.inv(square(pose))
+    step = track.relative_pose(relative(following, progress.map), pose)
     return inertia.steadied(fit.pose, fit.information, len(rows), pose, step)
 
 
