@@ -162,18 +162,42 @@ def fit_pixels(
     return best[0], np.nansum(squares(best), axis=0)[0] / per_view, across / per_view, views
 
 
+def find_doubts(flow: Array, back: Array, sigma: Array, step: int) -> Array:
+    """Twin of ``_kernels_dense.find_doubts``."""
+    H, W = sigma.shape
+    pixels = np.stack(np.meshgrid(np.arange(W), np.arange(H)), -1)
+    missed = ((flow + sample(back, pixels + flow)) ** 2).sum(-1) > 1.0 + 0.01 * (flow**2).sum(-1)
+    return np.where(missed | ~(sigma < 4.0), np.inf, sigma)[::step, ::step]
+
+
 def follow_link(
-    flow: Array, back: Array, sigma: Array, uv: Array, var: Array
+    flow: Array, doubts: Array, step: int, uv: Array, var: Array
 ) -> tuple[Array, Array]:
     """Twin of ``_kernels_dense.follow_link``."""
-    nearest = np.clip(np.rint(uv).astype(int), 0, [sigma.shape[1] - 1, sigma.shape[0] - 1])
-    s = sigma[nearest[..., 1], nearest[..., 0]]
-    there = sample(flow, uv)
-    moved_to = uv + there
-    missed = ((there + sample(back, moved_to)) ** 2).sum(-1) > 1.0 + 0.01 * (there**2).sum(-1)
-    lost = ~(s < 4.0) | np.isnan(moved_to[..., 0])
-    out = np.where((lost | missed)[..., None], np.nan, moved_to)
-    return out, np.where(lost, var, var + s**2)
+    nearest = np.rint(uv / step).astype(int)
+    nearest = np.clip(nearest, 0, [doubts.shape[1] - 1, doubts.shape[0] - 1])
+    s = doubts[nearest[..., 1], nearest[..., 0]]
+    out = np.where((s < 4.0)[..., None], uv + sample(flow, uv), np.nan)
+    return out, np.where(np.isnan(out[..., 0]), var, var + s**2)
+
+
+def halve(sums: Array, weight: Array, across: Array, down: Array) -> tuple[Array, ...]:
+    """Twin of ``_kernels_completion.halve``."""
+
+    def even(x: Array, mode: str) -> Array:
+        return np.pad(x, [(0, n % 2) for n in x.shape], mode)  # type: ignore[call-overload,no-any-return]
+
+    def gathered(x: Array) -> Array:
+        x = even(x, "constant")
+        return np.asarray(x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2).sum((1, 3)))
+
+    def joined(across: Array) -> Array:
+        resistance = 1 / even(across, "edge")
+        before = np.hstack([resistance[:, :1], resistance[:, 1:-1:2]])
+        along = before / 2 + resistance[:, ::2] + resistance[:, 1::2] / 2
+        return np.asarray(1 / along[::2] + 1 / along[1::2])
+
+    return gathered(sums), gathered(weight), joined(across), joined(down.T).T
 
 
 def smooth_rows(value: Array, keep: Array) -> Array:

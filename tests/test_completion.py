@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from stream4d.packets import Array
 from stream4d.pose import _kernels_completion, dense, motion
 from stream4d.pose.completion import complete
 from stream4d.pose.guess import Guess
+from tests import naive
 from tests.interpreted import run_without_compilation
 
 H, W = 36, 48
@@ -37,9 +39,17 @@ def random_system(seed: int = 0) -> tuple[Array, Array, Array, Array]:
 def test_sweeps_come_to_the_solved_system() -> None:
     value, weight, across, down = random_system()
     out = np.zeros_like(value)
-    for _ in range(300):
-        _kernels_completion.relax(value * weight, weight, across, down, 1.5, out)
+    _kernels_completion.relax(value * weight, weight, across, down, 1.5, 300, out)
     np.testing.assert_allclose(out, solved(value, weight, across, down), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(8, 10), (7, 9)])
+def test_a_coarser_grid_conducts_as_conductors_in_rows_do(shape: tuple[int, int]) -> None:
+    level = np.random.default_rng(2).uniform(0.1, 3, (4, *shape))
+    fast = np.empty((4, 4, 5))
+    _kernels_completion.halve(*level, *fast)
+    for ours, twin in zip(fast, naive.halve(*level), strict=True):
+        np.testing.assert_allclose(ours, twin, rtol=1e-12)
 
 
 def test_few_sweeps_are_enough() -> None:
@@ -100,5 +110,5 @@ def test_a_mover_has_the_relief_that_the_model_gives_it() -> None:
     np.testing.assert_allclose(depth[:, :6], 2.0, rtol=0.1)
 
 
-def test_the_kernel_runs_without_compilation() -> None:
-    run_without_compilation(__file__, "solved_system")
+def test_the_kernels_run_without_compilation() -> None:
+    run_without_compilation(__file__, "solved_system or coarser_grid")

@@ -7,7 +7,7 @@ the measurements' own weights). Solved from coarse to fine (cascadic multigrid, 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -46,30 +46,13 @@ def complete(value: Array, weight: Array, across: Array, down: Array) -> Array:
     for level in reversed(levels):
         if out.shape != level.weight.shape:
             out = cv2.resize(out, level.weight.shape[::-1], interpolation=cv2.INTER_LINEAR)
-        for _ in range(SWEEPS):
-            _kernels_completion.relax(*level, OVER_RELAXATION, out)
+        _kernels_completion.relax(*level, OVER_RELAXATION, SWEEPS, out)
     return np.asarray(out)
 
 
 def _coarser(level: _Level) -> _Level:
-    """Halve the grid: what was measured in four cells adds up."""
-    sums, weight = (_even(x, "constant") for x in level[:2])
-    sums, weight = (
-        x[::2, ::2] + x[::2, 1::2] + x[1::2, ::2] + x[1::2, 1::2] for x in (sums, weight)
-    )
-    return _Level(
-        sums, weight, _joined(level.across), np.ascontiguousarray(_joined(level.down.T).T)
-    )
-
-
-def _joined(across: Array) -> Array:
-    """Return what conducts between the middles of wide cells: conductors in a row, and two such rows side by side."""
-    hold = 1 / _even(across, "edge")
-    inside = hold[:, 1::2] / 2  # the halves of a wide cell are joined at its odd column
-    between = hold[:, ::2] + inside
-    between[:, 1:] += inside[:, :-1]
-    return np.asarray(1 / between[::2] + 1 / between[1::2])
-
-
-def _even(x: Array, mode: Literal["constant", "edge"]) -> Array:
-    return np.pad(x, ((0, x.shape[0] % 2), (0, x.shape[1] % 2)), mode)
+    """Halve the grid."""
+    h, w = level.weight.shape
+    coarse = _Level(*np.empty((4, -(-h // 2), -(-w // 2))))
+    _kernels_completion.halve(*level, *coarse)
+    return coarse
