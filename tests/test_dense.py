@@ -108,27 +108,37 @@ def test_a_pixel_is_never_put_behind_the_camera() -> None:
 def test_links_are_followed_as_by_bilinear_reading() -> None:
     rng = np.random.default_rng(0)
     flow = rng.normal(0, 1.5, (12, 16, 2)).astype(np.float32)
-    back = (-flow + rng.normal(0, 0.7, flow.shape)).astype(np.float32)
-    sigma = rng.uniform(0.1, 1.0, (12, 16)).astype(np.float32)
-    sigma[4, 6] = 9.0
-    uv = np.stack(np.meshgrid(np.arange(0.25, 15, 2), np.arange(0.25, 11, 2)), -1)
+    doubts = rng.uniform(0.1, 1.0, (6, 8)).astype(np.float32)
+    doubts[2, 3] = np.inf
+    uv = np.stack(np.meshgrid(np.arange(0.25, 16, 2), np.arange(0.25, 12, 2)), -1)
     fast_uv, fast_var = uv.copy(), np.full(uv.shape[:2], 0.1)
-    _kernels_dense.follow_link(flow, back, sigma, fast_uv, fast_var)
-    slow_uv, slow_var = naive.follow_link(flow, back, sigma, uv, np.full(uv.shape[:2], 0.1))
+    _kernels_dense.follow_link(flow, doubts, STEP, fast_uv, fast_var)
+    slow_uv, slow_var = naive.follow_link(flow, doubts, STEP, uv, np.full(uv.shape[:2], 0.1))
     np.testing.assert_allclose(fast_uv, slow_uv, atol=1e-5)
     np.testing.assert_allclose(fast_var, slow_var, atol=1e-6)
     assert np.isnan(fast_uv[2, 3]).all()
+
+
+def test_links_doubt_what_does_not_come_home() -> None:
+    rng = np.random.default_rng(0)
+    flow = rng.normal(0, 1.5, (12, 16, 2)).astype(np.float32)
+    back = (-flow + rng.normal(0, 0.7, flow.shape)).astype(np.float32)
+    sigma = rng.uniform(0.1, 1.0, (12, 16)).astype(np.float32)
+    sigma[4, 6] = 9.0
+    out = np.empty((6, 8), np.float32)
+    _kernels_dense.find_doubts(flow, back, sigma, STEP, out)
+    np.testing.assert_array_equal(out, naive.find_doubts(flow, back, sigma, STEP))
+    assert 0.1 < np.isinf(out).mean() < 0.9
+    assert np.isinf(out[2, 3])
 
 
 def test_what_a_mover_hides_is_not_followed_onto_it() -> None:
     """Flow that knows nothing of hidden pixels leads the wall under the mover; the way back starts on the mover."""
     flow, back = np.zeros((12, 40, 2), np.float32), np.zeros((12, 40, 2), np.float32)
     flow[:, 10:20], back[:, 14:24] = (4.0, 0.0), (-4.0, 0.0)
-    uv = np.stack(np.meshgrid(np.arange(38.0), np.arange(11.0)), -1)
-    _kernels_dense.follow_link(
-        flow, back, np.full((12, 40), 0.1, np.float32), uv, np.zeros((11, 38))
-    )
-    lost = np.isnan(uv[5, :, 0])
+    uv = np.stack(np.meshgrid(np.arange(40.0), np.arange(12.0)), -1)
+    _kernels_dense.follow_link(flow, dense.doubts_of(flow, back, None), 1, uv, np.zeros((12, 40)))
+    lost = np.isnan(uv[5, :38, 0])
     assert lost[20:24].all()
     assert not lost[10:20].any()
     assert not lost[:10].any()
@@ -189,7 +199,9 @@ def links_of(scene: Scene, t: int, n: int = 8, sigma: float = 0.05) -> list[dens
         back, _ = scene.flow(t + k + 1, t + k)
         there = (transforms.invert(scene.world_from_cam(t + k + 1)) @ np.linalg.inv(here))[:3]
         stated = np.where(visible, sigma, 20.0).astype(np.float32)
-        links.append(dense.Link(flow.astype(np.float32), back.astype(np.float32), stated, there))
+        there_flow, back_flow = flow.astype(np.float32), back.astype(np.float32)
+        doubts = dense.doubts_of(there_flow, back_flow, stated)
+        links.append(dense.Link(there_flow, doubts, there))
     return links
 
 

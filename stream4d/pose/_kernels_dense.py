@@ -21,28 +21,45 @@ BEHIND = 0.05
 
 
 @njit(**VECTORISED)
-def follow_link(flow, back, sigma, uv, var):
-    """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost.
+def find_doubts(flow, back, sigma, step, out):
+    """Write the 1σ of the flow at each pixel of the grid, ``out`` (h, w); infinite: not to be followed.
 
-    Lost is what leaves the image, whose flow is not known, or which the flow ``back`` does not lead home: it is hidden.
+    That is what has no known flow, and what the other frame's flow ``back`` does not lead home: it is hidden there.
     """
     H, W = sigma.shape
-    for i in range(uv.shape[0]):
-        for j in range(uv.shape[1]):
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            s = sigma[i * step, j * step]
+            du, dv = flow[i * step, j * step, 0], flow[i * step, j * step, 1]
+            u, v = j * step + du, i * step + dv
+            if not s < LOST_SIGMA:
+                s = math.inf
+            elif u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
+                bu, bv = _read_flow(back, u, v)
+                if not _comes_home(du, dv, bu, bv):
+                    s = math.inf
+            out[i, j] = s
+
+
+@njit(**VECTORISED)
+def follow_link(flow, doubts, step, uv, var):
+    """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost.
+
+    ``doubts`` (h, w) as ``find_doubts`` writes them: so few that they stay in the cache from frame to frame.
+    """
+    H, W = flow.shape[:2]
+    h, w = doubts.shape
+    for i in range(h):
+        for j in range(w):
             u, v = uv[i, j, 0], uv[i, j, 1]
             s = math.inf
             if u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
-                s = sigma[int(v + 0.5), int(u + 0.5)]
+                s = doubts[min(int(v / step + 0.5), h - 1), min(int(u / step + 0.5), w - 1)]
             if not s < LOST_SIGMA:
                 uv[i, j, 0] = uv[i, j, 1] = math.nan
                 continue
             du, dv = _read_flow(flow, u, v)
-            u, v = u + du, v + dv
-            if u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
-                bu, bv = _read_flow(back, u, v)
-                if not _comes_home(du, dv, bu, bv):
-                    u = v = math.nan
-            uv[i, j, 0], uv[i, j, 1] = u, v
+            uv[i, j, 0], uv[i, j, 1] = u + du, v + dv
             var[i, j] += s * s
 
 

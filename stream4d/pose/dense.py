@@ -67,10 +67,8 @@ class Link:
 
     flow: Array
     """(H, W, 2)."""
-    back: Array
-    """(H, W, 2) of the next frame, to this one."""
-    sigma: Array | None
-    """(H, W) 1σ pixels."""
+    doubts: Array
+    """(h, w) its 1σ in pixels on the grid, infinite where it is not to be followed (``doubts_of``)."""
     pose: Array | None
     """(3, 4) next-from-leaving, None where it was not measured."""
 
@@ -113,11 +111,32 @@ def grid_step(H: int, W: int) -> int:
     return max(1, round(max(H, W) / GRID))
 
 
-def carry(before: DenseState, cam: Array, here_from_before: Array, link: Link, step: int) -> Array:
+def doubts_of(
+    flow: Array,  # (H, W, 2)
+    back: Array,  # (H, W, 2) of the frame that it leads to
+    sigma: Array | None,  # (H, W)
+) -> Array:  # (h, w) float32
+    """Return a flow's 1σ on the grid; infinite where it is lost and where the way back does not lead home."""
+    H, W = flow.shape[:2]
+    step = grid_step(H, W)
+    out = np.empty((-(-H // step), -(-W // step)), np.float32)
+    _kernels_dense.find_doubts(flow, back, _known(sigma, flow), step, out)
+    return out
+
+
+def carry(
+    before: DenseState,
+    cam: Array,
+    here_from_before: Array,  # (3, 4)
+    flow: Array,  # (H, W, 2) from there to here
+    back: Array,  # (H, W, 2) from here to there
+    sigma: Array | None,  # (H, W) of the first
+) -> Array:
     """Return (3, h, w) inverse depth, information and log odds brought to this frame; NaN where it was not seen."""
     out = np.empty((3, *before.rho.shape))
+    step = grid_step(*flow.shape[:2])
     _kernels_dense.carry_maps(
-        cam, here_from_before, link.flow, link.back, _sigma(link), step, before.rho, before.info, before.logit, out,
+        cam, here_from_before, flow, back, _known(sigma, flow), step, before.rho, before.info, before.logit, out,
     )  # fmt: skip
     return out
 
@@ -131,7 +150,7 @@ def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) 
     poses: list[Array] = []
     positions, variances = np.empty((len(wanted), h, w, 2)), np.empty((len(wanted), h, w))
     for k, link in enumerate(links, 1):
-        _kernels_dense.follow_link(link.flow, link.back, _sigma(link), uv, var)
+        _kernels_dense.follow_link(link.flow, link.doubts, step, uv, var)
         if k in wanted and link.pose is not None:
             n = len(poses)
             poses.append(link.pose)
@@ -241,10 +260,8 @@ def _window(step: int) -> tuple[int, int]:
     return side, side
 
 
-def _sigma(link: Link) -> Array:
-    if link.sigma is not None:
-        return link.sigma
-    return np.full(link.flow.shape[:2], DEFAULT_SIGMA, np.float32)
+def _known(sigma: Array | None, flow: Array) -> Array:
+    return np.full(flow.shape[:2], DEFAULT_SIGMA, np.float32) if sigma is None else sigma
 
 
 def _erf(x: Array) -> Array:

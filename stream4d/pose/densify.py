@@ -21,7 +21,7 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     """
     H, W = record.rgb.shape[:2]
     step, cam = dense.grid_step(H, W), progress.map.cam
-    carried = _carried(progress, record, pose, step)
+    carried = _carried(progress, record, pose)
     still = (
         None
         if carried is None
@@ -47,15 +47,15 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     return depth, confidence, probability.astype(np.float32)
 
 
-def _carried(progress: Progress, record: Record, pose: Array, step: int) -> Array | None:
+def _carried(progress: Progress, record: Record, pose: Array) -> Array | None:
     before = progress.dense
     if before is None or not _follows(progress, record):
         return None
-    if record.flow_here is None or record.back_here is None:
+    flow, back, sigma = record.flow_here, record.back_here, record.sigma_here
+    if flow is None or back is None:
         return None
     here = track.relative_pose(pose, before.pose)
-    link = dense.Link(record.flow_here, record.back_here, record.sigma_here, here)
-    return dense.carry(before, progress.map.cam, here, link, step)
+    return dense.carry(before, progress.map.cam, here, flow, back, sigma)
 
 
 def _links(progress: Progress, record: Record, pose: Array) -> list[dense.Link]:
@@ -65,15 +65,16 @@ def _links(progress: Progress, record: Record, pose: Array) -> list[dense.Link]:
         return links
     at = next(i for i, r in enumerate(progress.records) if r is record)
     for r in progress.records[at + 1 : at + 1 + max(dense.OFFSETS)]:
-        if r.flow_here is None or r.back_here is None or r.segment != record.segment:
-            break
         there = track.relative_pose(relative(r, progress.map), pose) if r.is_tracked else None
-        links.append(dense.Link(r.flow_here, r.back_here, r.sigma_here, there))
+        link = r.link_here(there)
+        if link is None or r.segment != record.segment:
+            break
+        links.append(link)
     flow, back = record.flow_here, record.back_here
     if not links and flow is not None and back is not None and _follows(progress, record):
         assert progress.dense is not None
         there = track.relative_pose(progress.dense.pose, pose)
-        links.append(dense.Link(back, flow, record.sigma_here, there))
+        links.append(dense.Link(back, dense.doubts_of(back, flow, record.sigma_here), there))
     return links
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from stream4d.geometry.transforms import project_to_so3, rigid, square
 from stream4d.packets import Array, Frame, State
-from stream4d.pose import patches
-from stream4d.pose.dense import Maps
+from stream4d.pose import dense, patches
+from stream4d.pose.dense import Link, Maps
 from stream4d.pose.map import LocalMap
 from stream4d.pose.state import pack, unpack
 
@@ -49,6 +49,8 @@ class Record:
     """(H, W, 2) this frame → previous."""
     sigma_here: Array | None = None
     """(H, W) of ``flow_here``."""
+    doubts_here: Array | None = None
+    """(h, w) of ``flow_here``, see ``dense.Link``; None until ``link_here`` was called."""
     motion: Array | None = None
     """(H, W) probability so far."""
     prior_depth: Array | None = None
@@ -82,6 +84,15 @@ class Record:
         self.flow_here, self.back_here, self.sigma_here = maps.flow, maps.flow_backward, maps.sigma
         self.motion, self.prior_depth = maps.motion, maps.depth
         self.segment = previous.segment if previous is not None else 0
+
+    def link_here(self, pose: Array | None) -> Link | None:
+        """Return the way from the previous frame to this one, of the given pose; None without flow."""
+        flow, back = self.flow_here, self.back_here
+        if flow is None or back is None:
+            return None
+        if self.doubts_here is None:
+            self.doubts_here = dense.doubts_of(flow, back, self.sigma_here)
+        return Link(flow, self.doubts_here, pose)
 
     def set_pose(self, pose: Array, local_map: LocalMap, *, tracked: bool) -> None:
         """Place the frame, remembering where it stands relative to the newest keyframe."""
