@@ -18,7 +18,7 @@ from stream4d.pose import _kernels_dense, motion
 from stream4d.pose.completion import complete
 from stream4d.pose.guess import Guess
 
-GRID = 192
+GRID = 128
 """Grid pixels along the image's long side, about: flow is not sharper than that at the usual sizes."""
 OFFSETS = (2, 5, 8)
 """Frames ahead in which a pixel is looked at: near ones are seen well, far ones show depth."""
@@ -34,7 +34,7 @@ AGREES_SQ = 9.0
 """Squared difference, σ², at which what was known before counts half."""
 SIGMA_GAIN, SIGMA_FLOOR = 2.5, 0.03
 """What stated relative errors of depth are multiplied by, and their least, as measured."""
-HALO = 7
+HALO = 5
 """Grid pixels across which a mover spoils the depth around each of its pixels."""
 KNOWN_INFO = 6000.0
 """Relative information of depth, noise taken as stated, beyond which a pixel speaks no louder (1σ of 1.3 %)."""

@@ -30,7 +30,7 @@ BEST_SHARE, BEST_ACROSS = 30, 0.3
 """Percentile of the errors across epipolar lines that even many movers leave alone, and its value for unit noise."""
 LEAST_NOISE = 0.15
 """Smallest factor on the variances: on smooth surfaces flow is better than it says."""
-REACH = 12.0
+REACH = 8.0
 """Grid pixels over which votes spread where there is no edge."""
 FLOW_EDGE = 1.0
 """Votes are divided by e for so many pixels of difference in flow per grid pixel."""
