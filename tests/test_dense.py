@@ -343,6 +343,10 @@ def test_a_models_depth_stands_alone_before_there_is_a_map() -> None:
     before[:, :24] = 0.25 * first.rho[:, :24]
     again = guess_depth(empty, np.eye(3, 4), 2, depth=3.0 * depth, before=before)
     np.testing.assert_allclose(again.rho, 0.25 * first.rho, rtol=1e-5)
+    hidden = guess_depth(
+        empty, np.eye(3, 4), 2, depth=3.0 * depth, before=np.full_like(before, np.nan)
+    )
+    np.testing.assert_allclose(hidden.rho, first.rho, rtol=1e-5)
 
 
 def test_patches_on_movers_have_no_say_in_the_guess() -> None:

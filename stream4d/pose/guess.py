@@ -130,9 +130,9 @@ def _with_model(guess: Guess, relief: Array, gap: Array, weight: Array) -> Guess
 
 
 def _of_model(guess: Guess, relief: Array, before: Array | None) -> Guess:
-    """Return the model's depth at the scale of the frame before, or of the guess without it."""
-    level = np.log(guess.rho if before is None else before)
-    scale = np.nanmedian(level - relief) if np.isfinite(level).any() else 0.0
+    """Return the model's depth at the scale of the frame before or, where nothing of that is seen, of the guess."""
+    known = guess.rho if before is None or np.isnan(before).all() else before
+    scale = np.nanmedian(np.log(known) - relief)
     rho = np.exp(scale + relief)
     return Guess(rho, SPREAD_SIGMA, (FARTHEST * rho.min(), NEAREST * rho.max()), relief)
 
