@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from stream4d.geometry.compiling import COMPILED
-from stream4d.pose._kernels_bundle import bundle_jacobians
+from stream4d.pose._kernels_bundle import of_host, target_rows
 from stream4d.pose._kernels_parts import carry, relate, robust, square, weigh
 
 MAX_SEEN = 64
@@ -41,15 +41,7 @@ def depth_jacobians(ray, rho, R, t, Ji, Jj):
 @njit(**COMPILED)
 def workspace():
     """Make the arrays that ``site_rows`` writes in between: allocating them for every observation would cost most."""
-    return (
-        np.empty((3, 3)),
-        np.empty(3),
-        np.empty((2, 6)),
-        np.empty((2, 6)),
-        np.empty(2),
-        np.empty(2),
-        np.empty(2),
-    )
+    return np.empty((3, 3)), np.empty(3), np.empty(6), np.empty((2, 8)), np.empty(2)
 
 
 @njit(**COMPILED)
@@ -59,26 +51,27 @@ def site_rows(cam, ray, rho, P, Q, uv, info, logd, logd_info, scales, room, J, r
     The third row is the depth's, scaled so that its weight is one. ``room`` is from ``workspace``. False: behind the
     camera.
     """
-    R, t, Ji, Jj, Jr, Jf, res = room
+    R, t, Ji, M, Jr = room
     relate(P, Q, R, t)
-    if not bundle_jacobians(cam, ray, rho, R, t, uv, Ji, Jj, Jr, Jf, res):
+    if not target_rows(cam, ray, rho, R, t, uv, M, Jr):
         return False
-    g = robust(square(info, res[0], res[1]), scales[0])
+    g = robust(square(info, M[0, 7], M[1, 7]), scales[0])
     for i in range(3):
         w[i] = g * info[i]
     for i in range(2):
-        r[i], J[i, 12], J[i, 13] = res[i], Jr[i], Jf[i]
+        of_host(R, t, M[i], Ji)
+        r[i], J[i, 12], J[i, 13] = M[i, 7], Jr[i], M[i, 6]
         for j in range(6):
-            J[i, j], J[i, 6 + j] = Ji[i, j], Jj[i, j]
+            J[i, j], J[i, 6 + j] = Ji[j], M[i, j]
     r[2] = 0.0
     for j in range(14):
         J[2, j] = 0.0
     if logd_info > 0.0:
-        value, by_rho = depth_jacobians(ray, rho, R, t, Ji[0], Jj[0])
+        value, by_rho = depth_jacobians(ray, rho, R, t, Ji, M[0])
         e = value - logd
         s = math.sqrt(logd_info * robust(logd_info * e * e, scales[1]))
         for j in range(6):
-            J[2, j], J[2, 6 + j] = s * Ji[0, j], s * Jj[0, j]
+            J[2, j], J[2, 6 + j] = s * Ji[j], s * M[0, j]
         J[2, 12], r[2] = s * by_rho, s * e
     return True
 

@@ -90,7 +90,7 @@ def _normal_equations(local_map: LocalMap, order: Array) -> tuple[Array, float]:
     n, N, D = len(order), len(rows), 6 * len(order) + 1
     column = np.full(local_map.slots, -1, np.int64)
     column[order] = 6 * np.arange(n)
-    H, b, S, s = np.zeros((D, D)), np.zeros(D), np.zeros((D, D)), np.zeros(D)
+    H, b = np.zeros((D, D)), np.zeros(D)
     E, C, gr = np.zeros((N, D)), np.zeros(N), np.zeros(N)
     patch, rho = refine.compact(rows, obs.patch), local_map.rho[rows]
     prior, prior_info = local_map.prior[rows], local_map.prior_info[rows]
@@ -98,8 +98,7 @@ def _normal_equations(local_map: LocalMap, order: Array) -> tuple[Array, float]:
     _kernels_bundle.bundle_system(
         *scene, column, rho, patch, obs.frame, obs.uv, obs.info, SCALE_SQ, prior, prior_info, H, b, E, C, gr
     )  # fmt: skip
-    _kernels_bundle.schur(H, b, E, C, gr, 0.0, S, s)
-    return S, len(patch) / n
+    return refine.schur(H, b, E, C, gr)[0], len(patch) / n
 
 
 def _twists(world_from_cam: Array) -> Array:  # (n, 4, 4) -> (6n, 6n)

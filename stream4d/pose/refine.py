@@ -41,6 +41,22 @@ class BundleResult:
     """(D, D) of the free poses' left twists, in the order of ``column``."""
 
 
+def schur(
+    H: Array, b: Array, E: Array, C: Array, gr: Array, damping: float = 0.0
+) -> tuple[Array, Array]:
+    """Eliminate the inverse depths: S = H - Eᵀ C⁻¹ E, s = b - Eᵀ C⁻¹ gr, with Levenberg damping on both blocks.
+
+    Args:
+        H, b: (D, D) and (D,) of poses and focal.
+        E, C, gr: (N, D), (N,) and (N,) of inverse depths; those of no information stay where they are.
+    """
+    variance = np.where(C > 1e-12, 1 / (np.maximum(C, 1e-12) * (1 + damping)), 0.0)
+    coupled = np.sqrt(variance)[:, None] * E
+    S = H - coupled.T @ coupled
+    S[np.diag_indices_from(S)] += damping * np.diag(H) + 1e-9
+    return S, b - E.T @ (variance * gr)
+
+
 def map_observations(local_map: LocalMap) -> Observations:
     """Collect what the keyframes see of living patches."""
     seen = np.isfinite(local_map.var) & (local_map.host >= 0)
@@ -141,12 +157,7 @@ class _Bundle:
         self.column = np.full(len(poses), -1, np.int64)
         self.column[free] = 6 * np.arange(len(free))
         D = 6 * len(free) + 1
-        self.H, self.b, self.S, self.s = (
-            np.zeros((D, D)),
-            np.zeros(D),
-            np.zeros((D, D)),
-            np.zeros(D),
-        )
+        self.H, self.b = np.zeros((D, D)), np.zeros(D)
         self.E, self.C, self.gr = np.zeros((len(rho), D)), np.zeros(len(rho)), np.zeros(len(rho))
         self.log_focal = 0.0
         """How far log focal has gone."""
@@ -185,9 +196,8 @@ class _Bundle:
             b[-1] += self.focal_info * (self.log_focal - self.focal_offset)
 
     def reduced(self, damping: float) -> tuple[Array, Array]:
-        """Return the system of poses and focal, depths eliminated (Schur complement)."""
-        _kernels_bundle.schur(self.H, self.b, self.E, self.C, self.gr, damping, self.S, self.s)
-        return self.S, self.s
+        """Return the system of poses and focal, depths eliminated."""
+        return schur(self.H, self.b, self.E, self.C, self.gr, damping)
 
     def improve(self, cost: float, scale_sq: float) -> float | None:
         """Step to where the cost is no higher and return it there; None where four dampings find no such place."""
