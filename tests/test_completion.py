@@ -89,9 +89,8 @@ def drawn(relief: Array | None) -> tuple[Array, Array]:
     state = dense.DenseState(rho, 1e4 / rho**2, np.where(inside, 6.0, -6.0))
     guess = Guess(np.full((H, W), 0.5), 0.4, (0.1, 10.0), relief)
     flow = np.where(inside, 3.0, 0.0)[..., None] * np.ones(2)
-    rgb = np.where(inside, 180, 60).astype(np.uint8)[..., None].repeat(3, 2)
-    passing = motion.passing(flow, rgb[..., 0] / 255)
-    return dense.draw(state, guess, rgb, passing, 1)[0], inside
+    grey = np.where(inside, 0.7, 0.25).astype(np.float32)
+    return dense.draw(state, guess, grey, motion.passing(flow, grey), 1)[0], inside
 
 
 def test_a_mover_has_the_depth_of_its_surroundings() -> None:

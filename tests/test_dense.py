@@ -235,12 +235,10 @@ def test_a_mover_along_its_epipolar_lines_is_seen_over_several_frames() -> None:
 
 def test_want_of_texture_is_want_of_evidence() -> None:
     rng = np.random.default_rng(0)
-    rgb = np.full((64, 96, 3), 90, np.uint8)
-    rgb[:, 48:] = rng.integers(0, 255, (64, 48, 1))
-    rgb[:, :16] += (8 * (np.arange(64) // 8 % 2)).astype(np.uint8)[
-        :, None, None
-    ]  # stripes: an aperture
-    var = motion.texture_variance(rgb, 2)
+    grey = np.full((64, 96), 90, np.uint8)
+    grey[:, 48:] = rng.integers(0, 255, (64, 48))
+    grey[:, :16] += (8 * (np.arange(64) // 8 % 2)).astype(np.uint8)[:, None]  # stripes: an aperture
+    var = motion.texture_variance(grey, 2)
     assert var.shape == (32, 48)
     assert var[:, 30:].max() < 0.01
     assert var[8:-8, :4].min() > 2.0
@@ -266,6 +264,23 @@ def test_votes_stop_at_edges_and_fill_what_moves_together() -> None:
     votes = motion.vote(odds, weight, motion.passing(flow, np.full((40, 60), 0.5)))
     assert votes[inside].min() > 2.0
     assert votes[~inside].max() < 0.0
+
+
+def test_an_enlarged_map_follows_the_images_edges() -> None:
+    """Every third pixel knows on which side of a slanted edge it lies."""
+    y, x = np.mgrid[:60, :90]
+    inside = x + 0.4 * y > 51.0
+    grey = np.where(inside, 0.8, 0.3).astype(np.float32)
+    grey += np.random.default_rng(0).normal(0, 0.01, grey.shape).astype(np.float32)
+    odds = np.where(inside, 4.0, -4.0)[::3, ::3]
+    wrong = [
+        ((drawn > 0) != inside).sum()
+        for drawn in (
+            dense.guided_mean(odds, np.ones_like(odds), grey, 3),
+            dense.enlarge(odds, 3, grey.shape),
+        )
+    ]
+    assert wrong[0] <= 0.1 * wrong[1]
 
 
 def test_the_models_opinion_counts_but_does_not_decide() -> None:

@@ -41,7 +41,7 @@ KNOWN_INFO = 6000.0
 STIFFNESS = 3000.0
 """Information that neighbours on one surface have of each other's depth (relative differences of 1.8 %)."""
 SMOOTHING_REACH = 2
-"""Pixels of the image to each side over which a drawn map is smoothed."""
+"""Pixels of the image to each side over which a drawn map follows the image's edges."""
 SMOOTHING_INFO = (30.0, 3000.0)
 """Least and most relative information with which a pixel goes into that."""
 EDGE_VAR = 2e-4
@@ -183,9 +183,11 @@ def fuse(fitted: Fit, carried: Array | None, moving: Array) -> tuple[Array, Arra
 
 
 def draw(
-    state: DenseState, guess: Guess, rgb: Array, passing: tuple[Array, Array], step: int
+    state: DenseState, guess: Guess, grey: Array, passing: tuple[Array, Array], step: int
 ) -> tuple[Array, Array]:
     """Return depth (H, W) float32, smoothed along surfaces, and how likely it is within 10 %.
+
+    ``grey`` (H, W) is the image, in [0, 1].
 
     What was not measured, and what moves, has the relief that the model gives it and the scale of its surroundings.
     ``passing`` is what surfaces share, see ``motion.passing``.
@@ -196,7 +198,6 @@ def draw(
     log_rho = _completed(rho, relative, moving, guess, passing)
     # relative information: what counts is the error in percent
     weight = np.minimum(relative, 1e6) * (1 - moving) + 0.1
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     smooth = guided_mean(log_rho, np.clip(weight, *SMOOTHING_INFO), grey, step)
     support = cv2.blur(weight, _window(step))
     sigma = np.sqrt(SIGMA_GAIN**2 / np.maximum(support, 1e-3) + SIGMA_FLOOR**2)

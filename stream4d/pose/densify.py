@@ -30,10 +30,10 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     before = None if carried is None else carried[0]
     guess = guess_depth(progress.map, pose, step, still, record.prior_depth, before)
     links = _links(progress, record, pose)
-    fitted = dense.fit(cam, links, motion.texture_variance(record.rgb, step), guess, step)
-    grey = cv2.cvtColor(record.rgb, cv2.COLOR_RGB2GRAY)[::step, ::step] / np.float64(255)
-    flow = _flow(links, H, W)[::step, ::step]
-    passing = motion.passing(flow, grey)
+    grey = cv2.cvtColor(record.rgb, cv2.COLOR_RGB2GRAY)
+    fitted = dense.fit(cam, links, motion.texture_variance(grey, step), guess, step)
+    guide = grey.astype(np.float32) / 255
+    passing = motion.passing(_flow(links, H, W)[::step, ::step], guide[::step, ::step])
     votes = motion.vote(fitted.odds, fitted.seen + 1e-3, passing)
     said = None if record.motion is None else record.motion[::step, ::step]
     logit = motion.update(None if carried is None else carried[2], votes, said)
@@ -42,9 +42,9 @@ def densify(progress: Progress, record: Record, pose: Array) -> tuple[Array, Arr
     rho, info = dense.fuse(fitted, carried, motion.probability(logit))
     state = dense.DenseState(rho, info, logit, pose, record.segment)
     progress.dense = state
-    depth, confidence = dense.draw(state, guess, record.rgb, passing, step)
-    probability = motion.probability(dense.enlarge(logit, step, (H, W)))
-    return depth, confidence, probability.astype(np.float32)
+    depth, confidence = dense.draw(state, guess, guide, passing, step)
+    sharp = dense.guided_mean(logit, np.ones_like(logit), guide, step)
+    return depth, confidence, motion.probability(sharp)
 
 
 def _carried(progress: Progress, record: Record, pose: Array) -> Array | None:

@@ -44,9 +44,8 @@ MODEL_RELIABILITY = 0.75
 """Share of the model's log odds that counts: its errors repeat from frame to frame."""
 
 
-def texture_variance(rgb: Array, step: int) -> Array:  # (H, W, 3) -> (h, w)
+def texture_variance(grey: Array, step: int) -> Array:  # (H, W) uint8 -> (h, w)
     """Return px² by which flow errs for want of texture (inverse of the smaller moment of the gradient)."""
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     gx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
     gy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
     H, W = grey.shape
