@@ -6,11 +6,13 @@ Words as in ``_kernels_parts.py``.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
 from stream4d.geometry.compiling import COMPILED, VECTORISED
-from stream4d.pose._kernels_parts import carry, relate, robust, square, weigh
+from stream4d.pose._kernels_parts import carry, move_pose, relate, robust, square, weigh
 
 
 @njit(**COMPILED)
@@ -223,3 +225,28 @@ def add_pair(pair, R, t, f, h, H, b):
     for i in range(6):
         H[h + i, last] += own[i]
         H[last, h + i] += own[i]
+
+
+@njit(**VECTORISED)
+def take_step(step, free, damping, E, C, gr, poses, rho, cam, rays):
+    """Move the free poses, the inverse depths as follows from that, and the focal length, in place.
+
+    ``step`` (D) holds the poses' left twists and the change of log focal, as far as which it is taken: returned.
+    """
+    for i in range(len(free)):
+        move_pose(poses[free[i]], step[6 * i : 6 * i + 6])
+    for n in range(len(rho)):
+        if C[n] > 1e-12:
+            pull = gr[n]
+            for i in range(len(step)):
+                pull += E[n, i] * step[i]
+            limit = 0.5 * abs(rho[n]) + 1e-3
+            rho[n] -= min(max(pull / (C[n] * (1.0 + damping)), -limit), limit)
+        rho[n] = max(rho[n], 1e-4)
+    log_focal = min(max(step[-1], -0.2), 0.2)
+    zoom = math.exp(log_focal)
+    for i in range(2):
+        cam[i] *= zoom
+        for n in range(len(rays)):
+            rays[n, i] /= zoom
+    return log_focal

@@ -8,7 +8,6 @@ import numpy as np
 
 from stream4d.packets import Array
 from stream4d.pose import _kernels_bundle
-from stream4d.pose._kernels_parts import move_pose
 from stream4d.pose.map import LocalMap
 
 
@@ -206,7 +205,10 @@ class _Bundle:
             step = -np.linalg.solve(S, s)
             kept = [part.copy() for part in (self.poses, self.rho, self.cam, self.rays)]
             log_focal = self.log_focal
-            self._move(step)
+            self.log_focal += _kernels_bundle.take_step(
+                step, self.free, self.damping, self.E, self.C, self.gr,
+                self.poses, self.rho, self.cam, self.rays,
+            )  # fmt: skip
             new_cost = self.cost(scale_sq)
             if new_cost <= cost:
                 self.damping = max(self.damping * 0.2, 1e-9)
@@ -215,19 +217,6 @@ class _Bundle:
             self.log_focal = log_focal
             self.damping = self.damping * 10 + 1e-6
         return None
-
-    def _move(self, step: Array) -> None:
-        """Take a step of poses and focal, and that of the depths which follows from it."""
-        for i, f in enumerate(self.free):
-            move_pose(self.poses[f], step[6 * i : 6 * i + 6])
-        change = -(self.gr + self.E @ step) / np.maximum(self.C * (1 + self.damping), 1e-12)
-        limit = 0.5 * np.abs(self.rho) + 1e-3
-        change = np.where(self.C > 1e-12, np.clip(change, -limit, limit), 0.0)
-        self.rho[:] = np.maximum(self.rho + change, 1e-4)
-        focal = float(np.clip(step[-1], -0.2, 0.2))
-        self.cam[:2] *= np.exp(focal)
-        self.rays[:, :2] *= np.exp(-focal)
-        self.log_focal += focal
 
 
 def _inverse(S: Array) -> Array:
