@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from stream4d import config as settings
 from stream4d.config import RunConfig
@@ -83,6 +84,8 @@ class Reconstruction:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             _prepare_process(self.config)
+            # The chain's matrices are small: a second BLAS thread mostly waits, and takes a core from the others.
+            stack.enter_context(threadpool_limits(1, user_api="blas"))
             self.reader: VideoReader = stack.enter_context(
                 open_video(self.source, self.config.reader)
             )

@@ -14,6 +14,7 @@ from typing import Self
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import stream4d
 from stream4d.config import ModelConfig, ReaderConfig, RunConfig, StoreConfig
@@ -246,3 +247,20 @@ def test_killed_runs_resume_to_the_same_store(tmp_path: Path) -> None:
         resume = ["--resume"] if killed.exists() else []
         subprocess.run([*command, "--out", str(killed), *resume], check=True)
     assert_stores_equal(killed, whole)
+
+
+def test_a_run_holds_numpys_blas_to_one_thread(tmp_path: Path) -> None:
+    """… and leaves it as it was: a host program has matrices of its own."""
+
+    def threads() -> set[int]:
+        loaded = threadpool_info()
+        return {blas["num_threads"] for blas in loaded if "numpy" in str(blas["filepath"])}
+
+    video = write_video(tmp_path / "v.mp4", textured_pan(4))
+    with threadpool_limits(2, user_api="blas"):
+        if threads() != {2}:
+            pytest.skip("this numpy's BLAS is not one whose threads can be set")
+        with Reconstruction(video) as run:
+            next(iter(run))
+            assert threads() == {1}
+        assert threads() == {2}
