@@ -184,7 +184,7 @@ def bundle_system(
                 pair[i, j] += wu * M[0, j] + wv * M[1, j]
     for f in range(len(poses)):
         for h in range(len(poses)):
-            if pairs[f, h, 6, 6] > 0.0:
+            if pairs[f, h, 4, 4] > 0.0:  # turning about y moves every pixel
                 add_pair(pairs[f, h], R[f, h], t[f, h], column[f], column[h], H, b)
 
 

@@ -30,11 +30,7 @@ def depth_jacobians(ray, rho, R, t, Ji, Jj):
     iz = 1.0 / q2
     Jj[0], Jj[1], Jj[2] = 0.0, 0.0, iz * rho
     Jj[3], Jj[4], Jj[5] = iz * q1, -iz * q0, 0.0
-    e0, e1, e2 = iz * R[2, 0], iz * R[2, 1], iz * R[2, 2]
-    Ji[0], Ji[1], Ji[2] = -e0 * rho, -e1 * rho, -e2 * rho
-    Ji[3] = -(e2 * ray[1] - e1 * ray[2])
-    Ji[4] = -(e0 * ray[2] - e2 * ray[0])
-    Ji[5] = -(e1 * ray[0] - e0 * ray[1])
+    of_host(R, t, Jj, Ji)
     return math.log(q2 / rho), iz * t[2] - 1.0 / rho
 
 
