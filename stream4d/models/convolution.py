@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +57,16 @@ def rectified(
 
 
 def packs(x: Tensor, weight: Tensor) -> bool:
-    """Say whether oneDNN is there, and its convolution needs no other arithmetic than the map's."""
-    return fits(x) and x.dtype == weight.dtype and torch.backends.mkldnn.is_available()
+    """Say whether oneDNN is there and knows the arithmetic, and its convolution needs no other than the map's."""
+    return fits(x) and x.dtype == weight.dtype and _packs(x.dtype)
+
+
+@functools.cache
+def _packs(dtype: torch.dtype) -> bool:
+    """Say whether weights of a type can be packed here: those in bfloat16 need some of AVX-512."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack(x: Tensor, layer: nn.Conv2d) -> Packed:
