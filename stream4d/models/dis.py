@@ -54,4 +54,6 @@ def missed_trip(
     if beyond is not None:
         border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": (beyond, beyond)}
     trip = flow + cv2.remap(back, u + flow[..., 0], v + flow[..., 1], cv2.INTER_LINEAR, **border)
-    return np.asarray(cv2.magnitude(trip[..., 0], trip[..., 1]))
+    # cv2.magnitude rounds by where in memory its arrays begin: a resumed run would differ.
+    du, dv = trip[..., 0], trip[..., 1]
+    return np.asarray(np.sqrt(du * du + dv * dv))

@@ -79,7 +79,7 @@ def returns(flow: Array, other: Array, every: int = 1) -> Array:  # (H, W, 2) tw
     """
     missed = missed_trip(flow, other, every=every, beyond=1e3)  # out of view nothing returns
     u, v = np.moveaxis(flow[::every, ::every], -1, 0)
-    return missed / (MISS_PX + MISS_SHARE * cv2.magnitude(u, v))
+    return missed / (MISS_PX + MISS_SHARE * np.sqrt(u * u + v * v))
 
 
 def mend_hard_pair(
