@@ -86,7 +86,8 @@ def collect(views: Sequence[GivenView], size: tuple[int, int]) -> Geometry | Non
             rays[t] = np.moveaxis(view.rays, -1, 0)
         if view.rays is not None and view.depth is not None:
             distance[t, 0] = view.depth / np.maximum(view.rays[..., 2], 1e-6)
-        if first is not None and view.world_from_cam is not None:
+        # The first is the identity to the bit: what rounding leaves of its translation would count as a way.
+        if t > 0 and first is not None and view.world_from_cam is not None:
             pose[t] = invert(first) @ view.world_from_cam
     R = torch.from_numpy(pose[None, :, :3, :3])
     return Geometry(
