@@ -155,7 +155,7 @@ def bundle_system(
         C[n] = prior_info[n]
         gr[n] = prior_info[n] * (rho[n] - prior[n])
     R, t = relate_all(poses)
-    pairs = np.zeros((len(poses), len(poses), 8, 8))
+    pairs = np.zeros((len(poses), len(poses), 7, 8))
     M, Jr, g, back = np.empty((2, 8)), np.empty(2), np.empty(6), np.empty(6)
     for k in range(len(obs_patch)):
         n, f = obs_patch[k], obs_frame[k]
@@ -192,7 +192,7 @@ def bundle_system(
 def add_pair(pair, R, t, f, h, H, b):
     """Add what a pair of cameras says to the equations; ``f`` and ``h`` are the first columns of target and host.
 
-    ``pair`` (8, 8): products, over all observations, of the derivatives by the target's twist and log focal among
+    ``pair`` (7, 8): products, over all observations, of the derivatives by the target's twist and log focal among
     themselves and with the residual.
     """
     last = len(b) - 1

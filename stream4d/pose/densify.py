@@ -66,8 +66,8 @@ def _links(progress: Progress, record: Record, pose: Array) -> list[dense.Link]:
     at = next(i for i, r in enumerate(progress.records) if r is record)
     for r in progress.records[at + 1 : at + 1 + max(dense.OFFSETS)]:
         there = track.relative_pose(relative(r, progress.map), pose) if r.is_tracked else None
-        link = r.link_here(there)
-        if link is None or r.segment != record.segment:
+        link = r.link_here(there) if r.segment == record.segment else None
+        if link is None:
             break
         links.append(link)
     flow, back = record.flow_here, record.back_here
