@@ -16,6 +16,8 @@ Array = npt.NDArray[Any]
 
 _SMALL = 1e-4
 """Below this angle the closed forms lose digits and their series (error ~ angle**4) are exact to float64."""
+_NODES, _WEIGHTS = (np.polynomial.legendre.leggauss(16) + np.array([[1.0], [0.0]])) / 2
+"""Gauss–Legendre quadrature over [0, 1]."""
 
 
 def hat(v: Array) -> Array:  # (..., 3) -> (..., 3, 3)
@@ -166,14 +168,12 @@ def _sim3_W(phi: Array, sigma: Array) -> Array:
     The integrand is entire and its exponent at most a few units, so that the rule is exact to rounding; the
     closed form has three removable singularities (Eade, "Lie groups for 2D and 3D transformations", 2013).
     """
-    nodes, weights = np.polynomial.legendre.leggauss(16)
-    tau, w = (nodes + 1) / 2, weights / 2
-    shape = (*(1,) * phi[..., 0].ndim,)
-    out = np.zeros((*phi.shape[:-1], 3, 3))
-    for tau_i, w_i in zip(tau, w, strict=True):
-        grow = np.exp(tau_i * sigma).reshape(sigma.shape or shape)
-        out = out + w_i * grow[..., None, None] * so3_exp(tau_i * phi)
-    return out
+    tau = _NODES.reshape(-1, *(1,) * phi[..., 0].ndim)
+    grow = _WEIGHTS.reshape(tau.shape) * np.exp(tau * sigma)
+    sine, cosine, _ = _trig(tau * np.linalg.norm(phi, axis=-1))
+    a, b, c = grow.sum(0), (grow * tau * sine).sum(0), (grow * tau**2 * cosine).sum(0)
+    S = hat(phi)
+    return a[..., None, None] * np.eye(3) + b[..., None, None] * S + c[..., None, None] * (S @ S)
 
 
 def adjoint(T: Array) -> Array:  # (..., 4, 4) rigid -> (..., 6, 6)

@@ -74,22 +74,15 @@ def _between(listed: Array, values: Array, frames: Array) -> Array:  # (k,), (k,
 
 def _bend(progress: Progress, correction: Correction) -> None:
     _correct_departed(progress, correction)
-    by_frame = {
-        int(i): interpolated(correction, int(i)) for i in progress.map.frame_index if i >= 0
-    }
+    of_map = progress.map.frame_index[progress.map.frame_index >= 0]
+    by_frame = dict(zip(of_map.tolist(), interpolate(correction, of_map), strict=True))
     _correct_map(progress, by_frame)
-    for record in progress.records:
-        if record.segment == progress.segment:
-            _correct_record(
-                record, by_frame.get(record.reference, interpolated(correction, record.index))
-            )
+    mine = [record for record in progress.records if record.segment == progress.segment]
+    own = interpolate(correction, np.array([record.index for record in mine], np.intp))
+    for record, S in zip(mine, own, strict=True):
+        _correct_record(record, by_frame.get(record.reference, S))
     newest = by_frame[int(progress.map.frame_index.max())]
     progress.velocity[:3, 3] *= transforms.scale_of(newest)
-
-
-def interpolated(correction: Correction, index: int) -> Array:
-    """Return the (4, 4) Sim(3) of a frame from those of the listed frames around it."""
-    return np.asarray(interpolate(correction, np.array([index]))[0])
 
 
 def interpolate(correction: Correction, frames: Array) -> Array:  # (n,) -> (n, 4, 4)
