@@ -13,7 +13,7 @@ from stream4d.geometry import transforms
 from stream4d.models.registry import create_model
 from stream4d.packets import Array, Frame, PosedFrame, Prediction, Window
 from stream4d.pose.chain import PoseChain
-from stream4d.pose.correction import interpolated
+from stream4d.pose.correction import interpolate
 from stream4d.pose.keyframe_view import Correction, KeyframeListener, KeyframeView, NullListener
 from stream4d.pose.loops import LoopCloser
 from tests.naive import umeyama
@@ -301,10 +301,10 @@ def test_a_listener_sees_keyframes_and_bends_the_whole_path() -> None:
 
 def test_corrections_are_interpolated_between_the_frames_that_are_listed() -> None:
     far = Bender.S
-    half = interpolated({10: np.eye(4), 20: far}, 15)
+    half, early, late = interpolate({10: np.eye(4), 20: far}, np.array([15, 3, 99]))
     np.testing.assert_allclose(half @ half, far, atol=1e-9)
-    np.testing.assert_array_equal(interpolated({10: np.eye(4), 20: far}, 3), np.eye(4))
-    np.testing.assert_array_equal(interpolated({10: np.eye(4), 20: far}, 99), far)
+    np.testing.assert_array_equal(early, np.eye(4))
+    np.testing.assert_array_equal(late, far)
 
 
 def test_loop_closure_does_no_harm_and_resumes_exactly() -> None:

@@ -196,15 +196,13 @@ def quat_wxyz_from_rotation(R: Array) -> Array:  # (..., 3, 3) -> (..., 4)
     R = np.asarray(R, np.float64)
     d = np.diagonal(R, axis1=-2, axis2=-1)
     trace = d.sum(-1)
-    choice = np.argmax(np.concatenate([trace[..., None], d], axis=-1), axis=-1)
-    r = [[R[..., i, j] for j in range(3)] for i in range(3)]
-    rows = [
-        [1 + trace, r[2][1] - r[1][2], r[0][2] - r[2][0], r[1][0] - r[0][1]],
-        [r[2][1] - r[1][2], 1 + 2 * d[..., 0] - trace, r[1][0] + r[0][1], r[0][2] + r[2][0]],
-        [r[0][2] - r[2][0], r[1][0] + r[0][1], 1 + 2 * d[..., 1] - trace, r[2][1] + r[1][2]],
-        [r[1][0] - r[0][1], r[0][2] + r[2][0], r[2][1] + r[1][2], 1 + 2 * d[..., 2] - trace],
-    ]
-    table = np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    table = np.empty((*R.shape[:-2], 4, 4))  # 4 q qᵀ
+    table[..., 0, 0] = 1 + trace
+    for i, (j, k) in enumerate(((1, 2), (2, 0), (0, 1))):
+        table[..., i + 1, i + 1] = 1 + 2 * d[..., i] - trace
+        table[..., 0, i + 1] = table[..., i + 1, 0] = R[..., k, j] - R[..., j, k]
+        table[..., j + 1, k + 1] = table[..., k + 1, j + 1] = R[..., k, j] + R[..., j, k]
+    choice = np.argmax(np.diagonal(table, axis1=-2, axis2=-1), axis=-1)
     q = np.take_along_axis(table, choice[..., None, None], axis=-2)[..., 0, :]
     return q / np.linalg.norm(q, axis=-1, keepdims=True)
 

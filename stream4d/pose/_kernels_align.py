@@ -56,11 +56,24 @@ def inverse_of_strong(a, b, c):
 
 
 @njit(**VECTORISED)
-def structure_tensors(image, uv, todo, out):
-    """Write the sums (xx, xy, yy) of gradient products over a patch around each position; zero outside the image."""
+def follow(flow, sigma, uv, rows, moved, spread):
+    """Write where flow (H, W, 2) leads the positions ``uv[rows]``, and its 1σ there; infinite outside the image."""
+    H, W = sigma.shape
+    for n in range(len(rows)):
+        u, v = uv[rows[n], 0], uv[rows[n], 1]
+        moved[n, 0], moved[n, 1], spread[n] = u, v, math.inf
+        if u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
+            moved[n, 0] += bilinear(flow[:, :, 0], u, v)
+            moved[n, 1] += bilinear(flow[:, :, 1], u, v)
+            spread[n] = bilinear(sigma, u, v)
+
+
+@njit(**VECTORISED)
+def structure_tensors(image, uv, rows, out):
+    """Write the sums (xx, xy, yy) of gradient products over a patch around ``uv[rows]``; zero outside the image."""
     H, W = image.shape
-    for n in todo:
-        u, v = int(uv[n, 0] + 0.5), int(uv[n, 1] + 0.5)
+    for n in range(len(rows)):
+        u, v = int(uv[rows[n], 0] + 0.5), int(uv[rows[n], 1] + 0.5)
         out[n] = 0.0
         if not (u > HALF and v > HALF and u < W - HALF - 1 and v < H - HALF - 1):
             continue

@@ -12,6 +12,16 @@ from stream4d.pose._kernels_parts import move_pose, robust
 
 
 @njit(**COMPILED)
+def world_rays(rays, poses, host, directions, centres):
+    """Write each ray's direction and its camera's centre, in the world; ``host`` (n,) says which camera it is of."""
+    for n in range(len(rays)):
+        P = poses[host[n]]
+        for i in range(3):
+            directions[n, i] = P[0, i] * rays[n, 0] + P[1, i] * rays[n, 1] + P[2, i] * rays[n, 2]
+            centres[n, i] = -(P[0, i] * P[0, 3] + P[1, i] * P[1, 3] + P[2, i] * P[2, 3])
+
+
+@njit(**COMPILED)
 def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scale_sq, A, g, out):
     """Build the 6×6 system of one pose; ``out`` (N) receives squared errors in σ². Returns the robust cost.
 

@@ -8,7 +8,7 @@ followed and aligned), ``anchoring`` (before the map), ``locate`` (in the map), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -62,15 +62,19 @@ class PoseChain:
         if self._by_windows:
             yield from self._placer.place(window, prediction, keep=len(window.frames) - 1)
             return
+        left: list[Callable[[], PosedFrame]] = []
         for k in range(window.overlap, len(window.frames)):
             progress = self._step(window.frames[k], _slice(prediction, k))
+            yield from (frame() for frame in left)  # their maps were made meanwhile
             held = self._config.lag if progress.started else MAX_HELD
-            yield from _emit(progress, len(progress.records) - held)
+            left = [leaving.leave(progress) for _ in range(len(progress.records) - held)]
+        yield from (frame() for frame in left)
 
     def finish(self) -> Iterator[PosedFrame]:
         """Yield all frames still held."""
         if self._progress is not None:
-            yield from _emit(self._progress, len(self._progress.records))
+            for _ in range(len(self._progress.records)):
+                yield leaving.leave(self._progress)()
             settle_all(self._progress)
 
     def correct(self, answer: Correction) -> None:
@@ -128,13 +132,6 @@ class PoseChain:
         progress.records.append(record)
         correction.show_keyframes(progress)
         return progress
-
-
-def _emit(progress: Progress, count: int) -> Iterator[PosedFrame]:
-    records = progress.records
-    for _ in range(count):
-        yield leaving.finalise(progress, records[0], records[1] if len(records) > 1 else None)
-        records.pop(0)
 
 
 def _has_geometry_only(prediction: Prediction) -> bool:

@@ -140,9 +140,7 @@ def _correct_departed(progress: Progress, correction: Correction) -> None:
     mine = np.flatnonzero((np.eye(4) != S).any((1, 2)))
     departed.pose[mine] = corrected_pose(departed.pose[mine], S[mine])
     departed.from_reference[..., 3] *= scales[:, None]
-    if progress.dense is not None:  # of the frame that left last
-        progress.dense.pose = departed.pose[-1].copy()
-        progress.dense.rescale(float(scales[-1]))
+    progress.densifier.move(departed.pose[-1].copy(), float(scales[-1]))
     if len(mine):
         progress.revisions.append(
             revision_of(departed.index[mine], departed.pose[mine], scales[mine])

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels_dense, motion
+from stream4d.pose import _kernels_dense, _kernels_draw, motion
 from stream4d.pose.completion import complete
 from stream4d.pose.guess import Guess
+from stream4d.pose.patches import UNSTATED_SIGMA
 
 GRID = 128
 """Grid pixels along the image's long side, about: flow is not sharper than that at the usual sizes."""
@@ -46,8 +47,6 @@ SMOOTHING_INFO = (30.0, 3000.0)
 """Least and most relative information with which a pixel goes into that."""
 EDGE_VAR = 2e-4
 """Variance of the image, over its range squared, from which on its edges are those of depth."""
-DEFAULT_SIGMA = 0.5
-"""1σ of flow, pixels, from models that do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +86,9 @@ class DenseState:
     """(3, 4) camera-from-world."""
     segment: int = 0
 
-    def rescale(self, scale: float) -> None:
-        """Multiply all lengths."""
-        self.rho, self.info = self.rho / scale, self.info * scale**2
+    def move(self, pose: Array, scale: float) -> None:
+        """Stand at another pose, all lengths multiplied."""
+        self.pose, self.rho, self.info = pose, self.rho / scale, self.info * scale**2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +143,8 @@ def carry(
 def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) -> Fit:
     """Follow the grid's pixels through ``links`` and fit an inverse depth to each."""
     h, w = guess.rho.shape
-    uv = np.ascontiguousarray(np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1) * float(step))
+    uv = np.empty((h, w, 2))
+    uv[..., 0], uv[..., 1] = np.arange(w) * step, np.arange(h)[:, None] * step
     var = np.zeros((h, w))
     wanted = [k for k in OFFSETS if k <= len(links)] or [len(links)]
     poses: list[Array] = []
@@ -197,14 +197,13 @@ def draw(
     relative = state.info * rho**2
     log_rho = _completed(rho, relative, moving, guess, passing)
     # relative information: what counts is the error in percent
-    weight = np.minimum(relative, 1e6) * (1 - moving) + 0.1
+    weight = (np.minimum(relative, 1e6) * (1 - moving) + 0.1).astype(np.float32)
     smooth = guided_mean(log_rho, np.clip(weight, *SMOOTHING_INFO), grey, step)
     support = cv2.blur(weight, _window(step))
     sigma = np.sqrt(SIGMA_GAIN**2 / np.maximum(support, 1e-3) + SIGMA_FLOOR**2)
-    confidence = _erf(0.1 / (sigma * np.sqrt(2))) * (1 - 0.8 * moving)
-    depth = np.clip(np.exp(-smooth), 1e-4, 1e5).astype(np.float32)
-    full = enlarge(np.clip(confidence, 0, 1), step, grey.shape)
-    return depth, np.clip(full, 0, 1)
+    confidence = _erf(0.1 / (sigma * np.float32(np.sqrt(2)))) * (1 - 0.8 * moving)
+    depth = np.clip(np.exp(-smooth), 1e-4, 1e5)
+    return depth, np.clip(enlarge(confidence, step, grey.shape), 0, 1)
 
 
 def _completed(
@@ -226,12 +225,9 @@ def _completed(
 
 def enlarge(values: Array, step: int, shape: tuple[int, ...]) -> Array:  # (h, w) -> (H, W) float32
     """Read a map on the grid at every pixel, bilinearly."""
-    scale = np.array([[1 / step, 0, 0], [0, 1 / step, 0]])
-    full = cv2.warpAffine(
-        values.astype(np.float32), scale, (shape[1], shape[0]),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
-    return np.asarray(full)
+    out = np.empty(shape, np.float32)
+    _kernels_draw.enlarge(values.astype(np.float32), step, out)
+    return out
 
 
 def guided_mean(value: Array, weight: Array, guide: Array, step: int = 1) -> Array:
@@ -250,9 +246,10 @@ def guided_mean(value: Array, weight: Array, guide: Array, step: int = 1) -> Arr
     slope = cov / (var + EDGE_VAR)
     offset = mean_v - slope * mean_g
     norm = cv2.blur(total, size)
-    a = enlarge(cv2.blur(slope * total, size) / norm, step, guide.shape)
-    b = enlarge(cv2.blur(offset * total, size) / norm, step, guide.shape)
-    return np.asarray(a * guide + b)
+    slope, offset = cv2.blur(slope * total, size) / norm, cv2.blur(offset * total, size) / norm
+    out = np.empty(guide.shape, np.float32)
+    _kernels_draw.along(slope, offset, guide, step, out)
+    return out
 
 
 def _window(step: int) -> tuple[int, int]:
@@ -262,7 +259,7 @@ def _window(step: int) -> tuple[int, int]:
 
 
 def _known(sigma: Array | None, flow: Array) -> Array:
-    return np.full(flow.shape[:2], DEFAULT_SIGMA, np.float32) if sigma is None else sigma
+    return np.full(flow.shape[:2], UNSTATED_SIGMA, np.float32) if sigma is None else sigma
 
 
 def _erf(x: Array) -> Array:

@@ -20,6 +20,8 @@ KNOWN = 25.0
 """Information of log inverse depth above which a patch has a say: 1σ below 20 %."""
 LEAST_MODEL_SIGMA = 0.1
 """A model's depth is never taken to be better than that, relative."""
+FEWEST = 3
+"""Patches from which a depth can be spread."""
 MIN_PATCHES = 8
 """Patches from which the scale of a model's depth can be read."""
 FARTHEST, NEAREST = 0.3, 4.0
@@ -45,20 +47,46 @@ class Guess:
         return np.asarray(1 / (self.sigma * self.rho) ** 2)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """The patches of known depth that a frame shows."""
+
+    uv: Array
+    """(n, 2) pixels."""
+    rho: Array
+    """(n,) inverse depth in the frame's camera."""
+    usual: float
+    """Median inverse depth of the map, 1 where it has none."""
+    shape: tuple[int, int]
+    """H, W of the frame."""
+
+
+def shown(local_map: LocalMap, pose: Array) -> Shown:
+    """Return what the map shows of a frame with ``pose`` (3, 4)."""
+    H, W = local_map.height, local_map.width
+    rows = np.flatnonzero((local_map.host >= 0) & (local_map.rho_info * local_map.rho**2 > KNOWN))
+    uv, z = track.project_rows(local_map, rows, pose)
+    seen = (z > 1e-6) & (uv >= -CELL).all(-1) & (uv[:, 0] < W + CELL) & (uv[:, 1] < H + CELL)
+    usual = float(np.median(local_map.rho[rows])) if len(rows) >= FEWEST else 1.0
+    return Shown(uv[seen], local_map.rho[rows[seen]] / z[seen], usual, (H, W))
+
+
 def guess_depth(
-    local_map: LocalMap,
-    pose: Array,
+    patches: Shown,
     step: int,
     still: Array | None = None,  # (h, w) probability
     depth: Array | None = None,  # (H, W) the model's, any scale
     before: Array | None = None,  # (h, w) of the frame before, brought here; NaN where hidden
 ) -> Guess:
     """Return the guess on every ``step``-th pixel; before a start 1 everywhere, or the model's depth around 1."""
-    H, W = local_map.height, local_map.width
-    uv, rho, weight = _visible(local_map, pose, still, step)
-    spread = _spread(local_map, uv, rho, weight)[::step, ::step]
+    H, W = patches.shape
+    uv, weight = patches.uv, np.ones(len(patches.uv))
+    if still is not None:
+        inside = np.clip(uv / step, 0, [still.shape[1] - 1, still.shape[0] - 1])
+        weight = np.maximum(sample(still, inside), 1e-3)
+    spread = _spread(patches, weight, step)
     limits = FARTHEST * float(spread.min()), NEAREST * float(spread.max())
-    guess = Guess(np.ascontiguousarray(spread), SPREAD_SIGMA, limits)
+    guess = Guess(spread, SPREAD_SIGMA, limits)
     if depth is None:
         return guess
     there = sample(depth.astype(np.float64), np.clip(uv, 0, [W - 1, H - 1]))
@@ -66,45 +94,32 @@ def guess_depth(
     relief = _relief(depth[::step, ::step])
     if usable.sum() < MIN_PATCHES:
         return _of_model(guess, relief, before)
-    gap = np.log(there[usable] * rho[usable])
+    gap = np.log(there[usable] * patches.rho[usable])
     return _with_model(guess, relief, gap, weight[usable])
 
 
-def _visible(
-    local_map: LocalMap, pose: Array, still: Array | None, step: int
-) -> tuple[Array, Array, Array]:
-    """Return pixels (n, 2), inverse depth (n,) and weight (n,) of the patches of known depth seen from ``pose``."""
-    H, W = local_map.height, local_map.width
-    rows = np.flatnonzero((local_map.host >= 0) & (local_map.rho_info * local_map.rho**2 > KNOWN))
-    uv, z = track.project_rows(local_map, rows, pose)
-    seen = (z > 1e-6) & (uv >= -CELL).all(-1) & (uv[:, 0] < W + CELL) & (uv[:, 1] < H + CELL)
-    uv, rho = uv[seen], local_map.rho[rows[seen]] / z[seen]
-    weight = np.ones(len(uv))
-    if still is not None:
-        inside = np.clip(uv / step, 0, [still.shape[1] - 1, still.shape[0] - 1])
-        weight = np.maximum(sample(still, inside), 1e-3)
-    return uv, rho, weight
-
-
-def _spread(local_map: LocalMap, uv: Array, rho: Array, weight: Array) -> Array:  # (H, W)
-    H, W = local_map.height, local_map.width
-    if len(uv) < 3:
-        known = local_map.rho[
-            (local_map.host >= 0) & (local_map.rho_info * local_map.rho**2 > KNOWN)
-        ]
-        return np.full((H, W), float(np.median(known)) if len(known) >= 3 else 1.0)
+def _spread(patches: Shown, weight: Array, step: int) -> Array:  # (h, w)
+    H, W = patches.shape
+    size = (-(-W // step), -(-H // step))
+    if len(patches.uv) < FEWEST:
+        return np.full(size[::-1], patches.usual)
     h, w = H // CELL + 1, W // CELL + 1
     total, value = np.zeros((h, w), np.float32), np.zeros((h, w), np.float32)
-    cell = np.clip((uv / CELL).astype(int), 0, [w - 1, h - 1])
+    cell = np.clip((patches.uv / CELL).astype(int), 0, [w - 1, h - 1])
     np.add.at(total, (cell[:, 1], cell[:, 0]), weight)
-    np.add.at(value, (cell[:, 1], cell[:, 0]), weight * rho)
+    np.add.at(value, (cell[:, 1], cell[:, 0]), weight * patches.rho)
     mean = float(value.sum() / total.sum())
     sum_w, sum_v = np.full_like(total, 1e-9), np.full_like(total, 1e-9 * mean)
     for scale in (1.0, 3.0, 9.0):  # wider kernels count only where narrower ones reach nothing
         share = 10.0 ** (-2 * np.log2(scale))
         sum_w += share * cv2.GaussianBlur(total, (0, 0), scale)
         sum_v += share * cv2.GaussianBlur(value, (0, 0), scale)
-    spread = cv2.resize(sum_v / sum_w, (W, H), interpolation=cv2.INTER_LINEAR)
+    middle = 0.5 / CELL - 0.5  # where pixel 0 lies, in cells
+    cell_of_grid = np.array([[step / CELL, 0, middle], [0, step / CELL, middle]])
+    spread = cv2.warpAffine(
+        sum_v / sum_w, cell_of_grid, size,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
+    )  # fmt: skip
     return np.maximum(spread, 1e-6).astype(np.float64)
 
 

@@ -49,9 +49,8 @@ class Hanging:
             departed.focal[mine] = local_map.K[0, 0]
             stretch = self._stretch(local_map, departed.index[mine])
             departed.stretch[mine] *= stretch
-            if progress.dense is not None and mine[-1] == len(departed.index) - 1:
-                progress.dense.pose = here[-1, :3].copy()  # of the frame that left last
-                progress.dense.rescale(float(stretch[-1]))
+            if mine[-1] == len(departed.index) - 1:  # the frame that left last
+                progress.densifier.move(here[-1, :3].copy(), float(stretch[-1]))
 
     def _stretch(self, local_map: LocalMap, frames: Array) -> Array:
         """Return the factors of depth of frames: those of the keyframes around them, medians over their patches."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from stream4d.geometry.transforms import square
 from stream4d.packets import Array, PosedFrame, PoseRevision
-from stream4d.pose import inertia, track, uncertainty
-from stream4d.pose.densify import densify
+from stream4d.pose import dense, guess, inertia, track, uncertainty
+from stream4d.pose.densify import Sight
 from stream4d.pose.departed import NO_KEYFRAME
 from stream4d.pose.progress import Progress
 from stream4d.pose.record import FLOATING, Record, relative, to_world_from_cam
@@ -16,11 +18,12 @@ MIN_REFITTED = 12
 """Patches below which a leaving frame keeps the pose it had."""
 
 
-def finalise(progress: Progress, record: Record, following: Record | None) -> PosedFrame:
-    """Return the frame as it leaves; ``following`` is the frame after it, where there is one."""
-    local_map = progress.map
+def leave(progress: Progress) -> Callable[[], PosedFrame]:
+    """Let the oldest frame in hand leave; returns what gives it once its maps are made."""
+    local_map, record, *others = progress.map, *progress.records
+    following = others[0] if others else None
     pose = _last_fit(progress, record, following)
-    depth, confidence, moving = densify(progress, record, pose)
+    maps = progress.densifier.make(_sight(progress, record, pose))
     slot = local_map.slot_of(record.reference)
     hanging = track.relative_pose(pose, local_map.poses[slot] if slot >= 0 else np.eye(3, 4))
     covariance, own = _covariance(progress, record, pose)
@@ -28,15 +31,35 @@ def finalise(progress: Progress, record: Record, following: Record | None) -> Po
         record.index, record.reference if slot >= 0 else NO_KEYFRAME, hanging, pose, own,
         local_map.K[0, 0],
     )  # fmt: skip
-    return PosedFrame(
-        index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
-        K=local_map.K.copy(), world_from_cam=to_world_from_cam(pose),
-        pose_covariance=covariance,
-        depth=depth, confidence=confidence, motion_prob=moving,
-        flow=following.flow_here if following is not None else None,
-        flow_uncertainty=following.sigma_here if following is not None else None,
-        is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
-    )  # fmt: skip
+    progress.records.pop(0)
+    K, flow, sigma = local_map.K.copy(), None, None
+    if following is not None:
+        flow, sigma = following.flow_here, following.sigma_here
+
+    def frame() -> PosedFrame:
+        depth, confidence, moving = maps.result()
+        return PosedFrame(
+            index=record.index, timestamp_ns=record.timestamp_ns, rgb=record.rgb,
+            K=K, world_from_cam=to_world_from_cam(pose), pose_covariance=covariance,
+            depth=depth, confidence=confidence, motion_prob=moving,
+            flow=flow, flow_uncertainty=sigma,
+            is_keyframe=record.keyframe, is_tracked=record.is_tracked, segment=record.segment,
+        )  # fmt: skip
+
+    return frame
+
+
+def _sight(progress: Progress, record: Record, pose: Array) -> Sight:
+    """Take all that the maps of the oldest frame in hand are made of."""
+    ways: list[tuple[Record, Array | None]] = []
+    if record.is_tracked:
+        for r in progress.records[1 : 1 + max(dense.OFFSETS)]:
+            if r.segment != record.segment:
+                break
+            there = track.relative_pose(relative(r, progress.map), pose) if r.is_tracked else None
+            ways.append((r, there))
+    patches = guess.shown(progress.map, pose)
+    return Sight(record, pose, progress.map.cam.copy(), patches, ways, progress.started)
 
 
 def _last_fit(progress: Progress, record: Record, following: Record | None) -> Array:

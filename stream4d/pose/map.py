@@ -12,6 +12,7 @@ import numpy as np
 
 from stream4d.geometry import camera
 from stream4d.packets import Array
+from stream4d.pose import _kernels_pose
 
 LEVELS = 3
 """Pyramid levels kept of a keyframe: full, half and quarter size."""
@@ -179,22 +180,24 @@ class LocalMap:
 
     def world_rays(self, rows: Array) -> tuple[Array, Array]:
         """Return directions and host centres in the world of patches, each (n, 3)."""
-        return world_rays(self.rays[rows], self.poses[self.host[rows]])
+        return world_rays(self.rays[rows], self.poses, self.host[rows])
 
     def world_points(self, rows: Array) -> Array:  # (n,) -> (n, 3)
         """Return where patches are in the world."""
-        return world_points(self.rays[rows], self.poses[self.host[rows]], self.rho[rows])
+        return world_points(self.rays[rows], self.poses, self.host[rows], self.rho[rows])
 
 
-def world_rays(rays: Array, hosts: Array) -> tuple[Array, Array]:  # (n, 3), (n, 3, 4)
-    """Return directions and host centres in the world, each (n, 3); ``hosts`` are camera-from-world."""
-    Rt = np.swapaxes(hosts[:, :, :3], 1, 2)
-    return (Rt @ rays[..., None])[..., 0], -(Rt @ hosts[:, :, 3:])[..., 0]
+def world_rays(rays: Array, poses: Array, host: Array) -> tuple[Array, Array]:
+    """Return directions and host centres in the world, each (n, 3).
+
+    ``rays`` (n, 3) are of the cameras ``host`` (n,), whose camera-from-world ``poses`` are (F, 3, 4).
+    """
+    directions, centres = np.empty((2, len(rays), 3))
+    _kernels_pose.world_rays(rays, poses, host, directions, centres)
+    return directions, centres
 
 
-def world_points(
-    rays: Array, hosts: Array, rho: Array
-) -> Array:  # (n, 3), (n, 3, 4), (n,) -> (n, 3)
-    """Return the points at inverse depths along rays of their hosts."""
-    directions, centres = world_rays(rays, hosts)
+def world_points(rays: Array, poses: Array, host: Array, rho: Array) -> Array:  # -> (n, 3)
+    """Return the points at inverse depths ``rho`` (n,) along rays (see ``world_rays``)."""
+    directions, centres = world_rays(rays, poses, host)
     return np.asarray(centres + directions / rho[:, None])

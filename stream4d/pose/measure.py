@@ -61,13 +61,13 @@ def best_fit(progress: Progress, record: Record, near: Array, other: Array) -> t
 def refine_positions(progress: Progress, record: Record, pose: Array) -> float:
     """Align the tracked patches; others stay where flow brought them, where that is sure. Returns the share aligned."""
     unsure = record.var >= patches.CHAINED_MAX_VAR
-    uv, var, info, found = patches.align(
+    found, uv, info = patches.align(
         progress.map, record.pyramid, pose, record.uv, record.var,
         min_correlation=np.where(unsure, LOOK_AGAIN_CORRELATION, patches.MIN_CORRELATION),
     )  # fmt: skip
-    record.uv[found], record.var[found], record.info[found] = uv[found], var[found], info[found]
+    record.see(found, uv, info)
     record.var[record.var >= patches.CHAINED_MAX_VAR] = np.inf
-    return float(found.sum() / max(progress.tracked_before, 1))
+    return len(found) / max(progress.tracked_before, 1)
 
 
 def look_again(progress: Progress, record: Record) -> None:
@@ -82,9 +82,9 @@ def look_again(progress: Progress, record: Record) -> None:
     want[rows] = 1.0
     everything = record.uv.copy()
     everything[rows] = uv
-    found_uv, found_var, found_info, found = patches.align(
-        local_map, record.pyramid, record.pose, everything, want,
-        min_correlation=LOOK_AGAIN_CORRELATION,
+    record.see(
+        *patches.align(
+            local_map, record.pyramid, record.pose, everything, want,
+            min_correlation=LOOK_AGAIN_CORRELATION,
+        )
     )  # fmt: skip
-    record.uv[found] = found_uv[found]
-    record.var[found], record.info[found] = found_var[found], found_info[found]

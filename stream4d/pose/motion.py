@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.pose import _kernels_dense
+from stream4d.pose import _kernels_dense, _kernels_draw
 
 PRIOR_LOGIT = -3.0
 LIMIT_LOGIT = 6.0
@@ -45,16 +45,15 @@ MODEL_RELIABILITY = 0.75
 
 
 def texture_variance(grey: Array, step: int) -> Array:  # (H, W) uint8 -> (h, w)
-    """Return px² by which flow errs for want of texture (inverse of the smaller moment of the gradient)."""
-    gx = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8)
-    gy = cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    """Return px² by which flow errs for want of texture (inverse of the smaller moment of the gradient).
+
+    ``grey`` is lightly smoothed, so that its gradients are not noise.
+    """
     H, W = grey.shape
-    size = (-(-W // step), -(-H // step))
+    moments = np.empty((3, -(-H // step), -(-W // step)), np.float32)
+    _kernels_draw.gradient_moments(grey, step, moments)
     side = 2 * round(4 / step) + 1  # a window of about 9 pixels, as flow's
-    xx, xy, yy = (
-        cv2.blur(cv2.resize(m, size, interpolation=cv2.INTER_AREA), (side, side))
-        for m in (gx * gx, gx * gy, gy * gy)
-    )
+    xx, xy, yy = (cv2.blur(moment, (side, side)) for moment in moments)
     half = 0.5 * (xx - yy)
     smaller = 0.5 * (xx + yy) - np.sqrt(half * half + xy * xy)
     smaller = np.maximum(smaller, 0.02 * TEXTURE_NOISE)
@@ -63,10 +62,11 @@ def texture_variance(grey: Array, step: int) -> Array:  # (H, W) uint8 -> (h, w)
 
 def noise_scale(across: Array, count: Array) -> float:
     """Return the factor on all variances that makes the best-fitting pixels fit as they should."""
-    seen = count > 0
-    if not seen.any():
+    some = across[::2, ::2][count[::2, ::2] > 0]
+    if not len(some):
         return 1.0
-    return max(float(np.percentile(across[seen], BEST_SHARE)) / BEST_ACROSS, LEAST_NOISE)
+    rank = int(BEST_SHARE / 100 * (len(some) - 1))
+    return max(float(np.partition(some, rank)[rank]) / BEST_ACROSS, LEAST_NOISE)
 
 
 def evidence(square: Array, count: Array, scale: float) -> Array:
@@ -121,4 +121,6 @@ def _model_odds(motion: Array | None) -> Array | float:
 
 def probability(logit: Array) -> Array:
     """Return probabilities of log odds."""
-    return np.asarray(1 / (1 + np.exp(-logit)))
+    odds = np.exp(-logit)
+    odds += 1
+    return np.asarray(np.reciprocal(odds, out=odds))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from stream4d.geometry.flow import sample
 from stream4d.packets import Array
 from stream4d.pose import _kernels_align
 from stream4d.pose.map import LEVELS, LocalMap
@@ -20,6 +19,8 @@ GRADIENT_NOISE = 1.0
 """Grey levels² per pixel of gradient that are noise: along a straight edge there is nothing else."""
 NOISE_GAIN = 6.0
 """Residuals of neighbouring pixels are alike (they come from shape, not from the sensor): so many count as one."""
+UNSTATED_SIGMA = 0.5
+"""1σ of flow, pixels, from models that do not say."""
 FLOW_FLOOR_VAR = 0.15**2
 """px²: reading the flow between pixels errs by this even where the flow is exact."""
 CHAINED_MAX_VAR = 3.0**2
@@ -94,17 +95,17 @@ def follow_flow(
 ) -> tuple[Array, Array]:  # (N, 2), (N,)
     """Move tracked positions one frame along the flow; variances grow, lost ones become inf."""
     H, W = flow.shape[:2]
-    seen = np.isfinite(var)
-    step = sample(flow, uv[seen])
-    spread = sample(sigma, uv[seen]) if sigma is not None else np.full(len(step), 0.5)
-    out_uv, out_var = uv.copy(), np.full_like(var, np.inf)
-    out_uv[seen] = uv[seen] + step
-    grown = var[seen] + spread.astype(np.float64) ** 2 + FLOW_FLOOR_VAR
-    moved = out_uv[seen]
+    if sigma is None:
+        sigma = np.full((H, W), UNSTATED_SIGMA, np.float32)
+    rows = np.flatnonzero(np.isfinite(var))
+    moved, spread = np.empty((len(rows), 2)), np.empty(len(rows))
+    _kernels_align.follow(flow, sigma, np.ascontiguousarray(uv, np.float64), rows, moved, spread)
+    grown = var[rows] + spread**2 + FLOW_FLOOR_VAR
     inside = (moved >= 1).all(-1) & (moved[:, 0] <= W - 2) & (moved[:, 1] <= H - 2)
     sure = grown < SEARCH_MAX_VAR
     kept = sure if sure.sum() >= FEW * len(sure) else np.isfinite(grown)
-    out_var[seen] = np.where(inside & kept, grown, np.inf)
+    out_uv, out_var = uv.copy(), np.full_like(var, np.inf)
+    out_uv[rows], out_var[rows] = moved, np.where(inside & kept, grown, np.inf)
     return out_uv, out_var
 
 
@@ -116,10 +117,8 @@ def align(
     var: Array,  # (N,) how uncertain that is; inf: do not look
     *,
     min_correlation: float | Array = MIN_CORRELATION,  # (N,)
-) -> tuple[Array, Array, Array, Array]:  # (N, 2), (N,), (N, 3), (N,) bool
-    """Refine positions by patch alignment with the hosts.
-
-    Returns positions, variances, inverse covariances and which were found.
+) -> tuple[Array, Array, Array]:  # (n,), (n, 2), (n, 3)
+    """Refine positions by patch alignment with the hosts: which were found, where, and their inverse covariances.
 
     A position that moved farther than its start's uncertainty allows is not believed.
     """
@@ -130,12 +129,10 @@ def align(
         local_map.images, target, todo, local_map.cam, local_map.uv0, local_map.rays,
         local_map.rho, local_map.host, local_map.poses, np.ascontiguousarray(pose), found_uv, quality,
     )  # fmt: skip
-    allowed = 3 * np.sqrt(var) + 1.0
-    moved = np.hypot(*(found_uv - uv).T)
-    found = (quality[:, 0] > min_correlation) & (moved < allowed)
-    info = alignment_info(quality[:, 1], quality[:, 2:])
-    found_var = np.where(found, ALIGN_FLOOR_VAR, np.inf)
-    return np.where(found[:, None], found_uv, uv), found_var, info, found
+    moved = np.hypot(*(found_uv[todo] - uv[todo]).T)
+    least = np.broadcast_to(min_correlation, var.shape)[todo]
+    rows = todo[(quality[todo, 0] > least) & (moved < 3 * np.sqrt(var[todo]) + 1.0)]
+    return rows, found_uv[rows], alignment_info(quality[rows, 1], quality[rows, 2:])
 
 
 def alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N, 3)
@@ -163,12 +160,13 @@ def isotropic(var: Array) -> Array:  # (N,) -> (N, 3)
 
 def flow_info(image: Array, uv: Array, var: Array) -> Array:  # (H, W), (N, 2), (N,) -> (N, 3)
     """Return the information of positions brought by flow: little along edges, where flow only guesses."""
-    todo = np.flatnonzero(np.isfinite(var))
-    tensor = np.zeros((*var.shape, 3))
-    _kernels_align.structure_tensors(image, np.ascontiguousarray(uv, np.float64), todo, tensor)
+    rows = np.flatnonzero(np.isfinite(var))
+    tensor, out = np.empty((len(rows), 3)), np.zeros((*var.shape, 3))
+    _kernels_align.structure_tensors(image, np.ascontiguousarray(uv, np.float64), rows, tensor)
     # T (T + weak)^-1 / var: 1 / var where there is texture
     a, b, c = tensor.T
     p, r = a + _kernels_align.WEAK, c + _kernels_align.WEAK
     det = p * r - b * b
     share = np.stack([a * r - b * b, b * p - a * b, c * p - b * b], axis=-1) / det[:, None]
-    return share / var[:, None]
+    out[rows] = share / var[rows, None]
+    return out

@@ -70,7 +70,7 @@ def _fitted(
     """Fit one frame to the sites that it sees; the given pose (4, 4) where they do not agree."""
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
     fit = track.fit_rays(
-        solved.cam, *world_rays(rays, solved.poses[sites.host[rows]]), solved.rho[rows],
+        solved.cam, *world_rays(rays, solved.poses, sites.host[rows]), solved.rho[rows],
         1 / np.maximum(solved.rho_info[rows], 1e-12), uv, info, cam_from_world(pose), track.WARM,
     )  # fmt: skip
     if fit.inliers.sum() < max(MIN_SITES, len(rows) // 2):
@@ -85,7 +85,7 @@ def _map_scale(
     if len(rows) < MIN_SITES:
         return 1.0
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
-    points = world_points(rays, solved.poses[sites.host[rows]], solved.rho[rows])
+    points = world_points(rays, solved.poses, sites.host[rows], solved.rho[rows])
     z = transforms.transform_points(transforms.invert(pose), points)[:, 2]
     logd, known = read_log_depth(frame, uv)
     good = (known > 0) & (z > 0)

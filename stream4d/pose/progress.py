@@ -11,6 +11,7 @@ from stream4d.geometry import camera
 from stream4d.packets import Array, Frame, PoseRevision, State
 from stream4d.pose.candidates import Candidates
 from stream4d.pose.dense import DenseState
+from stream4d.pose.densify import Densifier
 from stream4d.pose.departed import Departed
 from stream4d.pose.focal import Focal
 from stream4d.pose.keyframe_view import KeyframeListener, NullListener
@@ -51,8 +52,8 @@ class Progress:
     """Patches that the previous frame saw."""
     velocity: Array = field(default_factory=lambda: np.eye(4))
     """(4, 4) camera-from-previous-camera of the last two measured frames."""
-    dense: DenseState | None = None
-    """Depth and motion of the frame that left last."""
+    densifier: Densifier = field(default_factory=Densifier)
+    """Depth and motion of the frames that leave."""
     departed: Departed = field(default_factory=Departed)
     revisions: list[PoseRevision] = field(default_factory=list)
     """Corrections of departed frames that nobody has fetched yet."""
@@ -93,8 +94,8 @@ class Progress:
         out["count"] = np.array(len(self.records))
         out |= pack("map", self.map) | pack("focal", self.focal)
         out |= pack("candidates", self.candidates)
-        if self.dense is not None:
-            out |= pack("dense", self.dense)
+        if (known := self.densifier.state()) is not None:
+            out |= pack("dense", known)
         for i, record in enumerate(self.records):
             out |= record.state(f"record{i:03d}")
         return (
@@ -119,7 +120,7 @@ class Progress:
         if "candidates.rho" in state:
             out.candidates = unpack("candidates", state, Candidates())
         if "dense.rho" in state:
-            out.dense = unpack("dense", state, DenseState())
+            out.densifier = Densifier(unpack("dense", state, DenseState()))
         listener.restore(part("listener", state))
         return out
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stream4d.geometry.transforms import project_to_so3, rigid, square
+from stream4d.geometry.transforms import project_to_so3, rigid
 from stream4d.packets import Array, Frame, State
-from stream4d.pose import dense, patches
+from stream4d.pose import dense, patches, track
 from stream4d.pose.dense import Link, Maps
 from stream4d.pose.map import LocalMap
 from stream4d.pose.state import pack, unpack
@@ -99,13 +99,15 @@ class Record:
         self.pose, self.is_tracked = np.array(pose[:3]), tracked
         slot = local_map.newest
         self.reference = int(local_map.frame_index[slot])
-        reference = square(local_map.poses[slot])
-        self.from_reference = square(self.pose) @ np.linalg.inv(reference)
+        self.from_reference[:3] = track.relative_pose(self.pose, local_map.poses[slot])
+
+    def see(self, rows: Array, uv: Array, info: Array) -> None:
+        """See patches where alignment found them; ``info`` (n, 3) as in ``patches.align``."""
+        self.uv[rows], self.var[rows], self.info[rows] = uv, patches.ALIGN_FLOOR_VAR, info
 
     def see_own(self, rows: Array, uv: Array) -> None:
         """See patches where they were just chosen in this very frame."""
-        self.uv[rows], self.var[rows] = uv, patches.ALIGN_FLOOR_VAR
-        self.info[rows] = patches.isotropic(self.var[rows])
+        self.see(rows, uv, patches.isotropic(np.full(len(rows), patches.ALIGN_FLOOR_VAR)))
 
     def usable(self) -> Array | None:
         """Return where patches may be chosen: not on movers."""
@@ -117,7 +119,9 @@ def relative(record: Record, local_map: LocalMap) -> Array:
     slot = local_map.slot_of(record.reference)
     if slot < 0:
         return record.pose
-    return np.asarray((record.from_reference @ square(local_map.poses[slot]))[:3])
+    out = record.from_reference[:3, :3] @ local_map.poses[slot]
+    out[:, 3] += record.from_reference[:3, 3]
+    return np.asarray(out)
 
 
 def to_world_from_cam(pose: Array) -> Array:
