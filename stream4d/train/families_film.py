@@ -92,7 +92,7 @@ def _spring_sequence(folder: Path) -> Recording:
 def sintel(root: Path) -> list[Recording]:
     """``training/{clean,final}/SCENE/frame_0001.png`` with flow, occlusions, invalid, depth and camdata_left beside.
 
-    Backward flow, which Sintel itself has not, is read where there is a ``flow_backward`` (``train.interiors``).
+    Backward flow, which Sintel itself has not, is read where there is a ``flow_backward`` (``train.pathtraced``).
     """
     training = root / "training" if (root / "training").is_dir() else root
     return [

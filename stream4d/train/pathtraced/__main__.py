@@ -1,12 +1,12 @@
-"""Render interiors for training: ``python -m stream4d.train.interiors OUT --clips 600``.
+"""Render rooms for training: ``python -m stream4d.train.pathtraced OUT --clips 600``.
 
 Needs Blender as a Python module and the furniture, in an environment of its own (run from the repository):
 
     python3.11 -m venv blender && blender/bin/pip install bpy==4.2.0 'numpy<2' opencv-python-headless
-    blender/bin/python -m stream4d.train.interiors.furniture
-    blender/bin/python -m stream4d.train.interiors OUT --photos textures
+    blender/bin/python -m stream4d.train.pathtraced.furniture
+    blender/bin/python -m stream4d.train.pathtraced OUT --photos textures
 
-The same seed gives the same rooms and paths; a run that was stopped goes on where it was. Train on it with
+The same seed gives the same sets and paths; a run that was stopped goes on where it was. Train on it with
 ``real: [sintel:OUT]`` in a recipe.
 """
 
@@ -21,14 +21,14 @@ import time
 from pathlib import Path
 
 from stream4d.errors import Stream4DError, TrainingError
-from stream4d.train.interiors.furniture import DEFAULT_FOLDER, read_catalogue
+from stream4d.train.pathtraced.furniture import DEFAULT_FOLDER, read_catalogue
 
 logger = logging.getLogger(__name__)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m stream4d.train.interiors",
+        prog="python -m stream4d.train.pathtraced",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -38,18 +38,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", default="256x192", help="WIDTHxHEIGHT (default: 256x192)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument(
-        "--first-room",
+        "--first-set",
         type=int,
         default=0,
-        help="begin with this room, to share OUT among processes",
+        help="begin with this set, to share OUT among processes",
     )
-    parser.add_argument("--per-room", type=int, default=6, help="clips in each room (default: 6)")
+    parser.add_argument("--per-set", type=int, default=6, help="clips on each set (default: 6)")
     parser.add_argument("--samples", type=int, default=3, help="light paths a pixel (default: 3)")
-    parser.add_argument("--moving", type=float, default=0.25, help="share of clips with movers")
+    parser.add_argument(
+        "--moving",
+        type=float,
+        help="share of clips with movers (default: 0.25)",
+    )
     parser.add_argument(
         "--furniture", type=Path, default=DEFAULT_FOLDER, help="default: %(default)s"
     )
-    parser.add_argument("--photos", type=Path, help="folder of pictures for walls, posters, covers")
+    parser.add_argument("--photos", type=Path, help="folder of pictures for walls, posters, signs")
     return parser
 
 
@@ -67,26 +71,29 @@ def run(args: argparse.Namespace) -> int:
         TrainingError: no bpy, no furniture, a size that makes no sense, or a full disk.
     """
     size = _size(args.size)
-    for name in ("clips", "frames", "per_room", "samples"):
+    for name in ("clips", "frames", "per_set", "samples"):
         if (number := getattr(args, name)) < 1:
             raise TrainingError(f"--{name.replace('_', '-')} must be at least 1, got {number}")
     if importlib.util.find_spec("bpy") is None:
         raise TrainingError(
-            "rendering interiors needs Blender as a Python module, which is not installed: "
+            "rendering rooms needs Blender as a Python module, which is not installed: "
             "`pip install bpy==4.2.0 'numpy<2' opencv-python-headless` in a Python 3.11 environment of its own"
         )
     catalogue = read_catalogue(args.furniture)
     photos = sorted(args.photos.rglob("*.jpg")) if args.photos else []
-    from stream4d.train.interiors.clips import ClipMaker
+    from stream4d.train.pathtraced.clips import ClipMaker
+    from stream4d.train.pathtraced.render import Renderer
+    from stream4d.train.pathtraced.room import RoomStage
 
     with tempfile.TemporaryDirectory() as scratch:
-        maker = ClipMaker(args, size, catalogue, photos, Path(scratch))
+        renderer = Renderer(size, Path(scratch), args.samples)
+        maker = ClipMaker(args, RoomStage(catalogue, photos), renderer)
         done, start = 0, time.monotonic()
-        for start_clip in range(0, args.clips, args.per_room):
-            room = args.first_room + start_clip // args.per_room
-            done += maker.room(room, min(args.per_room, args.clips - start_clip))
+        for start_clip in range(0, args.clips, args.per_set):
+            number = args.first_set + start_clip // args.per_set
+            done += maker.render_set(number, min(args.per_set, args.clips - start_clip))
             pace = (time.monotonic() - start) / max(done, 1)
-            logger.info("room %d: %d clips rendered, %.1f s a clip", room, done, pace)
+            logger.info("set %d: %d clips rendered, %.1f s a clip", number, done, pace)
     return done
 
 

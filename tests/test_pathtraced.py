@@ -1,4 +1,4 @@
-"""Rendered interiors, without Blender: labels and files, the catalogue, plans of rooms, camera paths."""
+"""Rendered rooms, without Blender: labels and files, the catalogue, plans of rooms, camera paths."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from stream4d.errors import TrainingError
 from stream4d.train.batches import Batches
 from stream4d.train.datasets import open_dataset, read_clip
-from stream4d.train.interiors import __main__ as command
-from stream4d.train.interiors import surfaces
-from stream4d.train.interiors.furniture import Piece, read_catalogue
-from stream4d.train.interiors.plan import Planner, bounds, overlap
-from stream4d.train.interiors.truth import RenderedClip, has_clip, write_clip
-from stream4d.train.interiors.views import sample_view
+from stream4d.train.pathtraced import __main__ as command
+from stream4d.train.pathtraced import surfaces
+from stream4d.train.pathtraced.furniture import Piece, read_catalogue
+from stream4d.train.pathtraced.room_plan import Planner, bounds, overlap
+from stream4d.train.pathtraced.room_views import sample_view
+from stream4d.train.pathtraced.truth import RenderedClip, has_clip, write_clip
 from stream4d.train.recipe import Recipe, Stage
 
 H, W, F = 24, 32, 20.0
@@ -114,7 +114,7 @@ def test_missing_blender_and_furniture_say_what_to_do(
     with pytest.raises(TrainingError, match=r"pip install bpy==4.2.0"):
         run(str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
-    with pytest.raises(TrainingError, match=r"python -m stream4d.train.interiors.furniture"):
+    with pytest.raises(TrainingError, match=r"python -m stream4d.train.pathtraced.furniture"):
         run(str(tmp_path), "--furniture", str(tmp_path))
 
 
@@ -232,10 +232,10 @@ def test_surfaces(kind: surfaces.Kind) -> None:
     assert np.abs(first - other).mean() > 0.01
 
 
-@pytest.mark.parametrize("flag", ["--clips", "--frames", "--per-room", "--samples"])
+@pytest.mark.parametrize("flag", ["--clips", "--frames", "--per-set", "--samples"])
 def test_counts_below_one_are_told(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["interiors", str(tmp_path), flag, "0"])
+    monkeypatch.setattr("sys.argv", ["pathtraced", str(tmp_path), flag, "0"])
     assert command.main() == 1
     assert f"{flag} must be at least 1, got 0" in capsys.readouterr().err

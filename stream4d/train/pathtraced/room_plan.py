@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.train.interiors.furniture import Piece
+from stream4d.train.pathtraced.furniture import Piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The catalogue of Sweet Home 3D furniture: what there is, how large it is, and what it is good for.
 
-``python -m stream4d.train.interiors.furniture FOLDER`` fetches it out of Debian's package ``sweethome3d-furniture``
+``python -m stream4d.train.pathtraced.furniture FOLDER`` fetches it out of Debian's package ``sweethome3d-furniture``
 (120 MB, unpacked 380 MB). Licences of the models, copied beside them: CC0 (part of BlendSwap), CC BY 3.0 (the rest:
 Scopia, Reallusion, Kator Legaz, contributors of BlendSwap).
 """
@@ -86,7 +86,7 @@ def read_catalogue(folder: Path) -> list[Piece]:
     if not pieces:
         raise TrainingError(
             f"no furniture under {str(folder)!r}: fetch it with "
-            f"`python -m stream4d.train.interiors.furniture {folder}`"
+            f"`python -m stream4d.train.pathtraced.furniture {folder}`"
         )
     return pieces
 

@@ -8,7 +8,7 @@ from typing import Any
 import bpy
 import numpy as np
 
-from stream4d.train.interiors import surfaces
+from stream4d.train.pathtraced import surfaces
 
 _PICTURES_A_KIND = 40
 """Made-up pictures of each kind of surface."""
@@ -36,12 +36,13 @@ class Paintbox:
         *,
         mapped: str = "UV",
         emission: float = 0.0,
-        tile: float = 1.0,
+        tile: float | tuple[float, float, float] = 1.0,
+        repeat: str = "REPEAT",
     ) -> Any:
         """Make a material of a picture (one given, a photo, or one that is drawn).
 
         ``mapped`` is ``UV``, or from three sides by the ``Object``'s or the ``World``'s coordinates; then ``tile`` is
-        the picture's side in metres.
+        the picture's side in metres. ``repeat`` is Blender's word for what lies beyond its edges.
         """
         material = bpy.data.materials.new("made")
         material.use_nodes = True
@@ -57,13 +58,26 @@ class Paintbox:
         in_world = mapped == "World"
         coordinates = nodes.new("ShaderNodeNewGeometry" if in_world else "ShaderNodeTexCoord")
         mapping = nodes.new("ShaderNodeMapping")
-        mapping.inputs["Scale"].default_value = (1 / tile,) * 3
+        mapping.inputs["Scale"].default_value = (
+            (1 / tile,) * 3 if isinstance(tile, float) else tuple(1 / side for side in tile)
+        )
+        texture.extension = repeat
         links.new(coordinates.outputs["Position" if in_world else mapped], mapping.inputs["Vector"])
         links.new(mapping.outputs[0], texture.inputs["Vector"])
         if mapped != "UV":
             texture.projection = "BOX"
         gloss = float(self.rng.uniform(0.03, 0.15)) if self.rng.random() < 0.3 else 0.0
         wire(material, texture.outputs["Color"], gloss=gloss, emission=emission)
+        return material
+
+    def plain(self, colour: tuple[float, float, float], gloss: float = 0.0) -> Any:
+        """Make a material of one colour."""
+        material = bpy.data.materials.new("made")
+        material.use_nodes = True
+        self._made.append(material)
+        nodes = material.node_tree.nodes
+        nodes.remove(next(n for n in nodes if n.type == "BSDF_PRINCIPLED"))
+        wire(material, (*colour, 1.0), gloss=gloss)
         return material
 
     def photo(self) -> Any:

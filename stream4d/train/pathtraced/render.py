@@ -77,11 +77,11 @@ class Renderer:
             target.file_slots.new(name)
             tree.links.new(socket, target.inputs[name])
 
-    def set_camera(self, fov_rad: float) -> Array:  # (3, 3) K
-        """Put a camera of this field of view into the scene."""
+    def set_camera(self, fov_rad: float, far_m: float) -> Array:  # (3, 3) K
+        """Put a camera of this field of view into the scene; it sees nothing beyond ``far_m``."""
         data = bpy.data.cameras.new("camera")
         data.sensor_fit, data.angle = "HORIZONTAL", fov_rad
-        data.clip_start, data.clip_end = 0.01, 200.0
+        data.clip_start, data.clip_end = 0.01, far_m
         if self.scene.camera is not None:
             bpy.data.objects.remove(self.scene.camera)
         self.scene.camera = bpy.data.objects.new("camera", data)

@@ -13,7 +13,7 @@ SIDE = 512
 """Pixels of a side of every picture."""
 
 
-def _noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int = 4) -> Array:
+def noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int = 4) -> Array:
     """Return smooth noise of unit spread, ``cells`` = (vertical, horizontal) blobs, (SIDE, SIDE)."""
     total = np.zeros((SIDE, SIDE), np.float32)
     for octave in range(octaves):
@@ -23,7 +23,7 @@ def _noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int = 4) -
     return np.asarray((total - total.mean()) / (total.std() + 1e-6))
 
 
-def _colour(rng: np.random.Generator, warm: bool = False) -> Array:
+def colour(rng: np.random.Generator, warm: bool = False) -> Array:
     """Draw a subdued colour, brown to beige when ``warm``."""
     hue = rng.uniform(10, 25) if warm else rng.uniform(0, 180)
     saturation = rng.uniform(60, 160) if warm else rng.uniform(0, 110)
@@ -31,7 +31,7 @@ def _colour(rng: np.random.Generator, warm: bool = False) -> Array:
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32) / 255
 
 
-def _bricks(rng: np.random.Generator, rows: int, columns: int, shift: float) -> tuple[Array, Array]:
+def bricks(rng: np.random.Generator, rows: int, columns: int, shift: float) -> tuple[Array, Array]:
     """Lay a wall of bricks: a random number for each (SIDE, SIDE), and where the joints are."""
     v, u = np.mgrid[:SIDE, :SIDE] / SIDE
     row = np.floor(v * rows).astype(int)
@@ -44,17 +44,18 @@ def _bricks(rng: np.random.Generator, rows: int, columns: int, shift: float) -> 
     return tone, np.minimum(across, along) < gap / 2
 
 
-def _shade(colour: Array, amount: Array) -> Array:
-    return np.asarray(colour * np.exp(amount)[..., None])
+def shade(paint: Array, amount: Array) -> Array:
+    """Brighten and darken a colour by ``amount`` (SIDE, SIDE), in units of e."""
+    return np.asarray(paint * np.exp(amount)[..., None])
 
 
 def planks(rng: np.random.Generator) -> Array:
     """Draw a wooden floor."""
-    tone, joint = _bricks(
+    tone, joint = bricks(
         rng, int(rng.integers(4, 14)), int(rng.integers(1, 4)), rng.choice([0.5, 0.37])
     )
-    grain = _noise(rng, (48, 2))
-    picture = _shade(_colour(rng, warm=True), 0.18 * tone + rng.uniform(0.05, 0.15) * grain)
+    grain = noise(rng, (48, 2))
+    picture = shade(colour(rng, warm=True), 0.18 * tone + rng.uniform(0.05, 0.15) * grain)
     picture[joint] *= rng.uniform(0.3, 0.8)
     return picture
 
@@ -63,36 +64,36 @@ def tiles(rng: np.random.Generator) -> Array:
     """Draw tiles or bricks with joints."""
     count = int(rng.integers(2, 12))
     brick = rng.random() < 0.5
-    tone, joint = _bricks(rng, count * (2 if brick else 1), count, 0.5 if brick else 0.0)
-    picture = _shade(_colour(rng), rng.uniform(0, 0.2) * tone + 0.06 * _noise(rng, (6, 6)))
+    tone, joint = bricks(rng, count * (2 if brick else 1), count, 0.5 if brick else 0.0)
+    picture = shade(colour(rng), rng.uniform(0, 0.2) * tone + 0.06 * noise(rng, (6, 6)))
     if rng.random() < 0.25:  # a chessboard
         v, u = np.mgrid[:SIDE, :SIDE] * count // SIDE
-        picture[(u + v) % 2 == 0] = _colour(rng)
-    picture[joint] = _colour(rng)
+        picture[(u + v) % 2 == 0] = colour(rng)
+    picture[joint] = colour(rng)
     return picture
 
 
 def plaster(rng: np.random.Generator) -> Array:
     """Draw a painted wall: nearly plain, with stains and grit."""
-    picture = _shade(
-        0.5 + 0.5 * _colour(rng),
-        rng.uniform(0.01, 0.06) * _noise(rng, (3, 3))
-        + rng.uniform(0.005, 0.05) * _noise(rng, (128, 128), 2),
+    picture = shade(
+        0.5 + 0.5 * colour(rng),
+        rng.uniform(0.01, 0.06) * noise(rng, (3, 3))
+        + rng.uniform(0.005, 0.05) * noise(rng, (128, 128), 2),
     )
     return np.asarray(picture)
 
 
 def carpet(rng: np.random.Generator) -> Array:
     """Draw a woven floor: fine grain of two colours, patches."""
-    mix = _noise(rng, (8, 8)) * 0.5 + _noise(rng, (200, 200), 1) * 0.7
+    mix = noise(rng, (8, 8)) * 0.5 + noise(rng, (200, 200), 1) * 0.7
     weight = (1 / (1 + np.exp(-1.5 * mix)))[..., None]
-    return np.asarray(_colour(rng) * weight + _colour(rng) * (1 - weight))
+    return np.asarray(colour(rng) * weight + colour(rng) * (1 - weight))
 
 
 def wallpaper(rng: np.random.Generator) -> Array:
     """Draw stripes or a repeated motif on plaster."""
     picture = plaster(rng)
-    ink = _colour(rng)
+    ink = colour(rng)
     count = int(rng.integers(3, 16))
     if rng.random() < 0.5:
         bands = (np.arange(SIDE) * count * 2 // SIDE) % 2 == 0
@@ -120,7 +121,7 @@ def page(rng: np.random.Generator) -> Array:
     if rng.random() < 0.4:
         x, y = rng.integers(margin, SIDE // 2, 2)
         w, h = rng.integers(80, SIDE // 2 - 10, 2)
-        picture[y : y + h, x : x + w] = planks(rng)[:h, :w] if rng.random() < 0.3 else _colour(rng)
+        picture[y : y + h, x : x + w] = planks(rng)[:h, :w] if rng.random() < 0.3 else colour(rng)
     return picture
 
 

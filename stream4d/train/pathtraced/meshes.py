@@ -10,8 +10,8 @@ import bpy
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.train.interiors.furniture import Piece
-from stream4d.train.interiors.materials import wire
+from stream4d.train.pathtraced.furniture import Piece
+from stream4d.train.pathtraced.materials import wire
 
 _LARGEST_PICTURE_PX = 1024
 

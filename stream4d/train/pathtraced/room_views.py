@@ -63,7 +63,8 @@ def _stand(rng: np.random.Generator, room: Array, tops: list[Array]) -> tuple[Ar
     return eye, rng.uniform([0, 0, 0.2], [room[0], room[1], 1.6])
 
 
-def _rays(pose: Array, fov_rad: float, aspect: float) -> Array:  # (N, 3) world directions
+def rays(pose: Array, fov_rad: float, aspect: float) -> Array:  # (N, 3) world directions
+    """Return directions through the places at which a view is judged."""
     half = np.tan(fov_rad / 2)
     rays = np.concatenate([_GRID * [half, half / aspect], np.ones((len(_GRID), 1))], 1)
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
@@ -78,7 +79,7 @@ def _is_clear(pose: Array, fov_rad: float, aspect: float, room: Array, cast: Cas
     around = np.concatenate([np.eye(3), -np.eye(3)])
     if min(cast(eye, way)[0] for way in around) < _NEAREST_M * 0.7:
         return False
-    return min(cast(eye, way)[0] for way in _rays(pose, fov_rad, aspect)[::2]) > _NEAREST_M
+    return min(cast(eye, way)[0] for way in rays(pose, fov_rad, aspect)[::2]) > _NEAREST_M
 
 
 def sample_view(
@@ -97,7 +98,7 @@ def sample_view(
         first = look(eye, target, roll)
         if not _is_clear(first, fov_rad, aspect, room, cast):
             continue
-        directions = _rays(first, fov_rad, aspect)
+        directions = rays(first, fov_rad, aspect)
         hits = [cast(eye, way) for way in directions]
         distances = np.array([hit[0] for hit in hits])
         typical = float(np.median(distances))

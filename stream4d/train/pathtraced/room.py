@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,39 @@ import numpy as np
 from mathutils import Matrix, Vector
 
 from stream4d.packets import Array
-from stream4d.train.interiors import surfaces
-from stream4d.train.interiors.furniture import Piece
-from stream4d.train.interiors.materials import Paintbox
-from stream4d.train.interiors.meshes import MeshShelf, cube, panel
-from stream4d.train.interiors.plan import Planner, Room, footprint
+from stream4d.train.cameras import log_uniform, rotation_from_vector
+from stream4d.train.pathtraced import surfaces
+from stream4d.train.pathtraced.furniture import Piece
+from stream4d.train.pathtraced.room_plan import Planner, Room, footprint
+from stream4d.train.pathtraced.room_views import View, sample_view
+from stream4d.train.pathtraced.stage import Shot, Stage
 
 _DESK_THINGS = re.compile(r"imac|ibook|laptop|tv|keyboard|phone|printer|lamp|book|mug|cup")
 _LEVEL_M = 0.02
 """Largest height difference under the corners of something that stands."""
 
 
-class Stage:
+class RoomStage(Stage):
     """One room at a time in Blender's scene, with what rests on its furniture."""
 
+    name = "room"
+
     def __init__(self, catalogue: list[Piece], photos: list[Path]) -> None:
-        self.scene = bpy.context.scene
-        self._catalogue = catalogue
+        super().__init__(catalogue, photos)
         small = [p for p in catalogue if p.role == "small"]
         usual = [p for p in small if p.category == "Office" or _DESK_THINGS.search(p.name.lower())]
         self._small = small + 3 * usual
-        self._paint = Paintbox(photos)
-        self._shelf = MeshShelf()
-        self._cube = cube()
-        self._wall = panel()
         self.room: Room
         self.tops: list[Any] = []
         """Objects that carry clutter."""
 
     # --- building ---------------------------------------------------------------------------------------
 
-    def build(self, rng: np.random.Generator) -> Room:
+    def build(self, rng: np.random.Generator) -> None:
         """Clear the scene and furnish a room."""
-        self._clear()
+        self.clear()
         self.use(rng)
-        # Cycles keeps what it has loaded by address, also when something else lies there by now: have it forget.
-        self.scene.render.use_persistent_data = False
-        self.scene.render.use_persistent_data = True
+        self.forget()
         self.room = Planner(rng, self._catalogue).fill()
         self._shell()
         standing = []
@@ -63,86 +58,14 @@ class Stage:
         ]
         self._pictures()
         self._lights()
-        self._update()
+        self.update()
         for thing in self.tops:
             self._clutter(thing)
         for _ in range(int(rng.integers(0, 8))):  # things on the floor
             self._drop_anything(rng.uniform((0.2, 0.2), np.array(self.room.size[:2]) - 0.2), 0.6)
-        self._update()
-        return self.room
-
-    def use(self, rng: np.random.Generator) -> None:
-        """Draw from ``rng`` from now on."""
-        self.rng = self._paint.rng = rng
-
-    def _clear(self) -> None:
-        for thing in list(self.scene.objects):
-            bpy.data.objects.remove(thing)
-        self._paint.clear()
-        for unused in [light for light in bpy.data.lights if light.users == 0]:
-            bpy.data.lights.remove(unused)
-
-    def _update(self) -> None:
-        bpy.context.view_layer.update()
-
-    def _add(self, name: str, mesh: Any, matrix: Matrix) -> Any:
-        thing = bpy.data.objects.new(name, mesh)
-        thing.matrix_world = matrix
-        self.scene.collection.objects.link(thing)
-        return thing
-
-    def add_piece(
-        self, piece: Piece, position: tuple[float, ...], yaw: float, scale: float
-    ) -> Any | None:
-        """Put a model in the room; None where it cannot be read."""
-        mesh = self._shelf.mesh(piece)
-        if mesh is None:
-            return None
-        matrix = Matrix.LocRotScale(
-            Vector(position), Matrix.Rotation(yaw, 3, "Z"), Vector((scale,) * 3)
-        )
-        thing = self._add(piece.name, mesh, matrix)
-        self._recolour(thing)
-        return thing
-
-    def _recolour(self, thing: Any) -> None:
-        """Give a piece's large plain surfaces another colour or texture now and then, for this room only."""
-        if self.rng.random() > 0.4:
-            return
-        for slot in thing.material_slots:
-            material = slot.material
-            if material is None or any(n.type == "TEX_IMAGE" for n in material.node_tree.nodes):
-                continue
-            if self.rng.random() < 0.6:
-                slot.link = "OBJECT"
-                slot.material = self._paint.material(mapped="Object", tile=0.6)
+        self.update()
 
     # --- the shell --------------------------------------------------------------------------------------
-
-    def _dress(self, thing: Any, material: Any) -> Any:
-        thing.material_slots[0].link = "OBJECT"
-        thing.material_slots[0].material = material
-        return thing
-
-    def _panel(
-        self, middle: Sequence[float] | Array, yaw: float, size: tuple[float, float], material: Any
-    ) -> Any:
-        """Hang an upright panel; ``middle`` is that of its lower edge."""
-        matrix = Matrix.LocRotScale(
-            Vector(middle), Matrix.Rotation(yaw, 3, "Z"), Vector((size[0], 1.0, size[1]))
-        )
-        return self._dress(self._add("panel", self._wall, matrix), material)
-
-    def box(
-        self,
-        size: Sequence[float] | Array,
-        position: Sequence[float] | Array,
-        yaw: float,
-        material: Any,
-    ) -> Any:
-        """Put a box; ``position`` is the middle of its lower face."""
-        matrix = Matrix.LocRotScale(Vector(position), Matrix.Rotation(yaw, 3, "Z"), Vector(size))
-        return self._dress(self._add("box", self._cube, matrix), material)
 
     def _shell(self) -> None:
         w, d, h = self.room.size
@@ -187,14 +110,14 @@ class Stage:
             material = self._paint.material(
                 self._paint.drawn((surfaces.page,)) if page else self._paint.photo()
             )
-            self._panel([x, y, z], yaw, (size[0], min(size[1], height - z)), material)
+            self.panel([x, y, z], yaw, (size[0], min(size[1], height - z)), material)
         for _ in range(int(self.rng.integers(0, 3))):
             width, tall = self.rng.uniform(0.7, 2.0), self.rng.uniform(0.9, 1.6)
             (x, y), yaw = self._on_wall(width)
             material = self._paint.material(
                 self._paint.photo(), emission=float(self.rng.uniform(1, 4))
             )
-            self._panel([x, y, self.rng.uniform(0.5, 0.9)], yaw, (width, tall), material)
+            self.panel([x, y, self.rng.uniform(0.5, 0.9)], yaw, (width, tall), material)
             self._lamp([x, y, 1.5], toward=yaw, power=float(self.rng.uniform(20, 120)), size=width)
 
     # --- light ------------------------------------------------------------------------------------------
@@ -291,9 +214,56 @@ class Stage:
         )
         return ground + lift / 2 if above and where[2] - ground > size[2] else None
 
-    # --- movers -----------------------------------------------------------------------------------------
+    # --- clips ------------------------------------------------------------------------------------------
 
-    def add_mover(self, place: Array, room_m: float, index: int) -> Any | None:
+    def shoot(
+        self, rng: np.random.Generator, frames: int, aspect: float, moving: float
+    ) -> Shot | None:
+        """Draw a view that sees something, and now and then what moves there."""
+        self.use(rng)
+        tops = [
+            np.array([*thing.location[:2], thing.location[2] + min(thing.dimensions[2], 1.3)])
+            for thing in self.tops
+        ]
+        view = sample_view(rng, np.array(self.room.size), tops, self.cast, frames, aspect)
+        if view is None:
+            return None
+        movers: list[Any] = []
+        paths: list[Array] = []
+        if rng.random() < moving:
+            movers, paths = self._movers(view, frames)
+        return Shot(view.world_from_cam, view.fov_rad, movers, paths)
+
+    def _movers(self, view: View, frames: int) -> tuple[list[Any], list[Array]]:
+        """Put one or two things into the view, and draw how they move: along a line, with a turn."""
+        rng = self.rng
+        movers: list[Any] = []
+        paths: list[Array] = []
+        for _ in range(1 if rng.random() < 0.7 else 2):
+            ray = int(rng.integers(len(view.distances)))
+            distance = view.distances[ray] * rng.uniform(0.45, 0.85)
+            if distance < 0.35:
+                continue
+            place = view.world_from_cam[0, :3, 3] + distance * view.directions[ray]
+            mover = self._add_mover(place, 0.8 * distance, len(movers) + 1)
+            if mover is None:
+                continue
+            self.update()
+            start = np.array(mover.matrix_world)
+            walks = start[2, 3] == 0.0  # a person stays upright on the floor
+            speed = distance * log_uniform(rng, 0.005, 0.12, (1,))[0]
+            drift = rng.normal(size=3) * [1, 1, 0 if walks else 1]
+            drift *= speed / max(float(np.linalg.norm(drift)), 1e-6)
+            spin = rng.normal(0, 0.06, 3) * ([0, 0, 1] if walks else [1, 1, 1])
+            path = np.tile(start, (frames, 1, 1))
+            for t in range(frames):
+                path[t, :3, :3] = rotation_from_vector(spin * t) @ start[:3, :3]
+                path[t, :3, 3] = start[:3, 3] + drift * t
+            movers.append(mover)
+            paths.append(path)
+        return movers, paths
+
+    def _add_mover(self, place: Array, room_m: float, index: int) -> Any | None:
         """Add something that will move: a person on the floor, or a thing in the air at ``place``.
 
         Args:

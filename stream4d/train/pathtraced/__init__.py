@@ -1,0 +1,7 @@
+"""Path-traced clips: furnished rooms, rendered by Blender, as a second source of training.
+
+Run as ``python -m stream4d.train.pathtraced OUT`` in an environment that has ``bpy`` (Blender as a Python module).
+What it writes is read by ``real: [sintel:OUT]`` in a recipe. Shared parts: ``furniture`` (the catalogue), ``surfaces``
+(made-up pictures), ``materials``, ``meshes``, ``stage`` and ``render`` (Blender's side), ``truth`` (labels and files),
+``clips`` (all of them put together). Rooms: ``room_plan`` (where things stand), ``room_views`` (cameras), ``room``.
+"""
