@@ -62,19 +62,16 @@ class PoseChain:
         if self._by_windows:
             yield from self._placer.place(window, prediction, keep=len(window.frames) - 1)
             return
-        left: list[Callable[[], PosedFrame]] = []
         for k in range(window.overlap, len(window.frames)):
-            progress = self._step(window.frames[k], _slice(prediction, k))
-            yield from (frame() for frame in left)  # their maps were made meanwhile
-            held = self._config.lag if progress.started else MAX_HELD
-            left = [leaving.leave(progress) for _ in range(len(progress.records) - held)]
-        yield from (frame() for frame in left)
+            left = self._let_leave()  # their maps are made while the next frame is placed
+            self._step(window.frames[k], _slice(prediction, k))
+            yield from (frame() for frame in left)
 
     def finish(self) -> Iterator[PosedFrame]:
         """Yield all frames still held."""
         if self._progress is not None:
-            for _ in range(len(self._progress.records)):
-                yield leaving.leave(self._progress)()
+            left = [leaving.leave(self._progress) for _ in range(len(self._progress.records))]
+            yield from (frame() for frame in left)
             settle_all(self._progress)
 
     def correct(self, answer: Correction) -> None:
@@ -114,7 +111,15 @@ class PoseChain:
 
     # -- one frame -----------------------------------------------------------------------------------------
 
-    def _step(self, frame: Frame, new: dense.Maps) -> Progress:
+    def _let_leave(self) -> list[Callable[[], PosedFrame]]:
+        """Let the frames go that were held for long enough; returns what gives them once their maps are made."""
+        progress = self._progress
+        if progress is None:
+            return []
+        held = self._config.lag if progress.started else MAX_HELD
+        return [leaving.leave(progress) for _ in range(len(progress.records) - held)]
+
+    def _step(self, frame: Frame, new: dense.Maps) -> None:
         if self._progress is None:
             self._progress = Progress.begin(frame, self._config, self._listener)
         progress = self._progress
@@ -131,7 +136,6 @@ class PoseChain:
                 anchoring.try_start(progress, record)
         progress.records.append(record)
         correction.show_keyframes(progress)
-        return progress
 
 
 def _has_geometry_only(prediction: Prediction) -> bool:
