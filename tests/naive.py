@@ -305,3 +305,41 @@ def found_patch(
                 now = moved_to * 2**level
                 result = (now, correlation) if level == 0 else result
     return result
+
+
+def enlarged(values: Array, step: int, shape: tuple[int, int]) -> Array:  # (h, w) -> (H, W)
+    """Twin of ``_kernels_draw.enlarge``: bilinear reading of a grid, its border repeated."""
+    out = np.empty(shape)
+    last = np.array(values.shape) - 1
+    for y, x in np.ndindex(shape):
+        (i, j), (v, u) = (y // step, x // step), (y % step / step, x % step / step)
+        i1, j1 = min(i + 1, last[0]), min(j + 1, last[1])
+        top = (1 - u) * values[i, j] + u * values[i, j1]
+        out[y, x] = (1 - v) * top + v * ((1 - u) * values[i1, j] + u * values[i1, j1])
+    return out
+
+
+def gradient_moments(grey: Array, step: int) -> Array:  # (H, W) -> (3, h, w)
+    """Twin of ``_kernels_draw.gradient_moments``."""
+    gy, gx = np.gradient(grey.astype(np.float64))
+    for g in (gx, gy):
+        g[[0, -1]] = g[:, [0, -1]] = 0
+    H, W = grey.shape
+    out = np.zeros((3, -(-H // step), -(-W // step)))
+    for y, x in np.ndindex(grey.shape):
+        a, b = gx[y, x], gy[y, x]
+        out[:, y // step, x // step] += np.array([a * a, a * b, b * b]) / step**2
+    return out
+
+
+def world_rays(rays: Array, poses: Array, host: Array) -> tuple[Array, Array]:
+    """Twin of ``_kernels_pose.world_rays``."""
+    world_from_cam = np.linalg.inv(transforms.square(poses))[host]
+    return (world_from_cam[:, :3, :3] @ rays[..., None])[..., 0], world_from_cam[:, :3, 3]
+
+
+def followed(flow: Array, sigma: Array, uv: Array) -> tuple[Array, Array]:  # (n, 2), (n,)
+    """Twin of ``_kernels_align.follow``: outside the image nothing is known."""
+    step, spread = sample(flow, uv), sample(sigma, uv)
+    lost = np.isnan(spread)
+    return uv + np.where(lost[:, None], 0.0, step), np.where(lost, np.inf, spread)

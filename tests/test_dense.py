@@ -11,7 +11,7 @@ from stream4d.geometry import transforms
 from stream4d.geometry.flow import sample
 from stream4d.models.registry import create_model
 from stream4d.packets import Array, PosedFrame
-from stream4d.pose import _kernels_dense, dense, motion, patches
+from stream4d.pose import _kernels_dense, _kernels_draw, dense, motion, patches
 from stream4d.pose.chain import PoseChain
 from stream4d.pose.guess import Guess, guess_depth, shown
 from stream4d.pose.map import LocalMap
@@ -378,5 +378,22 @@ def test_patches_on_movers_have_no_say_in_the_guess() -> None:
     assert np.median(unheard[inside] * scene.depth(0)[::2, ::2][inside]) < 1.5
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_grid_and_image_are_read_as_their_slow_twins_read_them(step: int) -> None:
+    rng = np.random.default_rng(step)
+    grey = rng.integers(0, 255, (20, 31)).astype(np.uint8)
+    grid = (-(-20 // step), -(-31 // step))
+    moments = np.empty((3, *grid), np.float32)
+    _kernels_draw.gradient_moments(grey, step, moments)
+    np.testing.assert_allclose(moments, naive.gradient_moments(grey, step), rtol=1e-4, atol=1e-2)
+    slope, offset = rng.normal(size=(2, *grid)).astype(np.float32)
+    wide = naive.enlarged(slope, step, grey.shape)
+    np.testing.assert_allclose(dense.enlarge(slope, step, grey.shape), wide, atol=1e-5)
+    out, guide = np.empty(grey.shape, np.float32), grey.astype(np.float32) / 255
+    _kernels_draw.along(slope, offset, guide, step, out)
+    expected = wide * guide + naive.enlarged(offset, step, grey.shape)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
 def test_kernels_run_without_compilation() -> None:
-    run_without_compilation(__file__, "fitted or behind or links or votes_spread")
+    run_without_compilation(__file__, "fitted or behind or links or votes_spread or slow_twins")

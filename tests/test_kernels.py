@@ -19,6 +19,7 @@ from stream4d.pose import (
     patches,
     refine,
 )
+from stream4d.pose.map import world_rays
 from tests import naive
 from tests.interpreted import run_without_compilation
 
@@ -360,6 +361,25 @@ def test_kernels_do_without_scipy() -> None:
             if is_product or is_call:
                 found.append(path.name)
     assert not found
+
+
+def test_flow_and_rays_are_read_as_their_slow_twins_read_them() -> None:
+    rng = np.random.default_rng(5)
+    flow, sigma = rng.normal(size=(20, 30, 2)), rng.random((20, 30))
+    uv = rng.uniform((-3.0, -3.0), (33.0, 23.0), (60, 2))
+    rows = np.arange(0, 60, 2)
+    moved, spread = np.empty((30, 2)), np.empty(30)
+    _kernels_align.follow(flow, sigma, uv, rows, moved, spread)
+    expected = naive.followed(flow, sigma, uv[rows])
+    np.testing.assert_allclose(moved, expected[0], atol=1e-9)
+    np.testing.assert_allclose(spread, expected[1], atol=1e-9)
+    assert 0 < np.isinf(spread).sum() < 20
+    poses = transforms.se3_exp(rng.normal(size=(4, 6)))[:, :3]
+    rays, host = rng.normal(size=(9, 3)), rng.integers(0, 4, 9)
+    for fast, slow in zip(
+        world_rays(rays, poses, host), naive.world_rays(rays, poses, host), strict=True
+    ):
+        np.testing.assert_allclose(fast, slow, atol=1e-12)
 
 
 @pytest.mark.parametrize(
