@@ -177,7 +177,7 @@ def follow_link(
     nearest = np.rint(uv / step).astype(int)
     nearest = np.clip(nearest, 0, [doubts.shape[1] - 1, doubts.shape[0] - 1])
     s = doubts[nearest[..., 1], nearest[..., 0]]
-    out = np.where((s < 4.0)[..., None], uv + sample(flow, uv), np.nan)
+    out = np.where((s < 4.0)[..., None], uv + sample(flow, uv / step), np.nan)
     return out, np.where(np.isnan(out[..., 0]), var, var + s**2)
 
 

@@ -107,7 +107,7 @@ def test_a_pixel_is_never_put_behind_the_camera() -> None:
 
 def test_links_are_followed_as_by_bilinear_reading() -> None:
     rng = np.random.default_rng(0)
-    flow = rng.normal(0, 1.5, (12, 16, 2)).astype(np.float32)
+    flow = rng.normal(0, 1.5, (6, 8, 2)).astype(np.float32)
     doubts = rng.uniform(0.1, 1.0, (6, 8)).astype(np.float32)
     doubts[2, 3] = np.inf
     uv = np.stack(np.meshgrid(np.arange(0.25, 16, 2), np.arange(0.25, 12, 2)), -1)
@@ -137,7 +137,7 @@ def test_what_a_mover_hides_is_not_followed_onto_it() -> None:
     flow, back = np.zeros((12, 40, 2), np.float32), np.zeros((12, 40, 2), np.float32)
     flow[:, 10:20], back[:, 14:24] = (4.0, 0.0), (-4.0, 0.0)
     uv = np.stack(np.meshgrid(np.arange(40.0), np.arange(12.0)), -1)
-    _kernels_dense.follow_link(flow, dense.doubts_of(flow, back, None), 1, uv, np.zeros((12, 40)))
+    _kernels_dense.follow_link(*dense.way_of(flow, back, None), 1, uv, np.zeros((12, 40)))
     lost = np.isnan(uv[5, :38, 0])
     assert lost[20:24].all()
     assert not lost[10:20].any()
@@ -200,8 +200,7 @@ def links_of(scene: Scene, t: int, n: int = 8, sigma: float = 0.05) -> list[dens
         there = (transforms.invert(scene.world_from_cam(t + k + 1)) @ np.linalg.inv(here))[:3]
         stated = np.where(visible, sigma, 20.0).astype(np.float32)
         there_flow, back_flow = flow.astype(np.float32), back.astype(np.float32)
-        doubts = dense.doubts_of(there_flow, back_flow, stated)
-        links.append(dense.Link(there_flow, doubts, there))
+        links.append(dense.Link(*dense.way_of(there_flow, back_flow, stated), there))
     return links
 
 

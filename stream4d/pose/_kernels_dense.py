@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Numba kernels of dense depth and motion (words as in ``_kernels_parts.py``).
 
-They work on a grid of every ``step``-th pixel, (h, w); flow and its 1σ are whole images, (H, W).
+They work on a grid of every ``step``-th pixel, (h, w); flow and its 1σ are whole images, (H, W), but for links.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from stream4d.pose._kernels_parts import bilinear
 
 LOST_SIGMA = 4.0
 """1σ of flow, pixels, beyond which a pixel is not followed."""
+LEAST_OVER_ONE = 1.0 + 1e-9
+"""A position is kept so far from the end of a row that there is a pixel after it."""
 BEHIND = 0.05
 """Depth over that in the first camera below which a point cannot be seen."""
 
@@ -45,21 +47,22 @@ def find_doubts(flow, back, sigma, step, out):
 def follow_link(flow, doubts, step, uv, var):
     """Carry positions ``uv`` (h, w, 2) one frame on, and add the flow's variance to ``var`` (h, w); NaN: lost.
 
-    ``doubts`` (h, w) as ``find_doubts`` writes them: so few that they stay in the cache from frame to frame.
+    ``flow`` (h, w, 2) is read between the grid's pixels, ``doubts`` (h, w) are as ``find_doubts`` writes them: both so
+    few that they stay in the cache from frame to frame.
     """
-    H, W = flow.shape[:2]
     h, w = doubts.shape
     for i in range(h):
         for j in range(w):
-            u, v = uv[i, j, 0], uv[i, j, 1]
+            x, y = uv[i, j, 0] / step, uv[i, j, 1] / step
             s = math.inf
-            if u >= 0.0 and v >= 0.0 and u < W - 1.0 and v < H - 1.0:
-                s = doubts[min(int(v / step + 0.5), h - 1), min(int(u / step + 0.5), w - 1)]
+            if x >= 0.0 and y >= 0.0 and x <= w - 1.0 and y <= h - 1.0:
+                s = doubts[int(y + 0.5), int(x + 0.5)]
             if not s < LOST_SIGMA:
                 uv[i, j, 0] = uv[i, j, 1] = math.nan
                 continue
-            du, dv = _read_flow(flow, u, v)
-            uv[i, j, 0], uv[i, j, 1] = u + du, v + dv
+            du, dv = _read_flow(flow, min(x, w - LEAST_OVER_ONE), min(y, h - LEAST_OVER_ONE))
+            uv[i, j, 0] += du
+            uv[i, j, 1] += dv
             var[i, j] += s * s
 
 
@@ -178,7 +181,7 @@ def carry_maps(cam, P, flow, back, sigma, step, rho, info, logit, out):
                 or not sigma[int(v + 0.5), int(u + 0.5)] < LOST_SIGMA
             ):
                 continue
-            x, y = min(u / step, w - 1.001), min(v / step, h - 1.001)
+            x, y = min(u / step, w - LEAST_OVER_ONE), min(v / step, h - LEAST_OVER_ONE)
             r = _read_map(rho, x, y)
             a, b = (u - cam[2]) / cam[0], (v - cam[3]) / cam[1]
             z = P[2, 0] * a + P[2, 1] * b + P[2, 2] + r * P[2, 3]

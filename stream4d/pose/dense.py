@@ -65,9 +65,9 @@ class Link:
     """From one frame to the next, and the pose of the next seen from the frame that leaves."""
 
     flow: Array
-    """(H, W, 2)."""
+    """(h, w, 2) pixels, on the grid."""
     doubts: Array
-    """(h, w) its 1σ in pixels on the grid, infinite where it is not to be followed (``doubts_of``)."""
+    """(h, w) its 1σ in pixels, infinite where it is not to be followed."""
     pose: Array | None
     """(3, 4) next-from-leaving, None where it was not measured."""
 
@@ -110,17 +110,17 @@ def grid_step(H: int, W: int) -> int:
     return max(1, round(max(H, W) / GRID))
 
 
-def doubts_of(
+def way_of(
     flow: Array,  # (H, W, 2)
     back: Array,  # (H, W, 2) of the frame that it leads to
     sigma: Array | None,  # (H, W)
-) -> Array:  # (h, w) float32
-    """Return a flow's 1σ on the grid; infinite where it is lost and where the way back does not lead home."""
+) -> tuple[Array, Array]:  # (h, w, 2), (h, w) float32
+    """Return a flow on the grid, and its 1σ; infinite where it is lost and where the way back does not lead home."""
     H, W = flow.shape[:2]
     step = grid_step(H, W)
-    out = np.empty((-(-H // step), -(-W // step)), np.float32)
-    _kernels_dense.find_doubts(flow, back, _known(sigma, flow), step, out)
-    return out
+    doubts = np.empty((-(-H // step), -(-W // step)), np.float32)
+    _kernels_dense.find_doubts(flow, back, _known(sigma, flow), step, doubts)
+    return np.ascontiguousarray(flow[::step, ::step]), doubts
 
 
 def carry(

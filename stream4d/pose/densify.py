@@ -66,8 +66,7 @@ class Densifier:
 def _densify(sight: Sight, before: dense.DenseState | None) -> tuple[dense.DenseState, Drawn]:
     """Return what is known of a frame, and its maps, from what was known of the one ``before``."""
     record = sight.record
-    H, W = record.rgb.shape[:2]
-    step = dense.grid_step(H, W)
+    step = dense.grid_step(*record.rgb.shape[:2])
     if before is not None and before.segment != record.segment:
         before = None
     carried = None if before is None else _carried(sight, before)
@@ -85,7 +84,9 @@ def _densify(sight: Sight, before: dense.DenseState | None) -> tuple[dense.Dense
         sight.cam, links, motion.texture_variance(record.pyramid[0], step), guess, step
     )
     guide = grey.astype(np.float32) / 255
-    passing = motion.passing(_flow(links, H, W)[::step, ::step], guide[::step, ::step])
+    small = guide[::step, ::step]
+    flow = links[0].flow if links else np.zeros((*small.shape, 2), np.float32)
+    passing = motion.passing(flow, small)
     votes = motion.vote(fitted.odds, fitted.seen + 1e-3, passing)
     said = None if record.motion is None else record.motion[::step, ::step]
     logit = motion.update(None if carried is None else carried[2], votes, said)
@@ -116,18 +117,11 @@ def _links(sight: Sight, before: dense.DenseState | None) -> list[dense.Link]:
         if link is None:
             break
         links.append(link)
-    flow, back = sight.record.flow_here, sight.record.back_here
-    if (
-        sight.record.is_tracked
-        and not links
-        and before is not None
-        and flow is not None
-        and back is not None
-    ):
+    record = sight.record
+    if links or before is None or not record.is_tracked:
+        return links
+    flow, back = record.flow_here, record.back_here
+    if flow is not None and back is not None:
         there = track.relative_pose(before.pose, sight.pose)
-        links.append(dense.Link(back, dense.doubts_of(back, flow, sight.record.sigma_here), there))
+        links.append(dense.Link(*dense.way_of(back, flow, record.sigma_here), there))
     return links
-
-
-def _flow(links: list[dense.Link], H: int, W: int) -> Array:
-    return links[0].flow if links else np.zeros((H, W, 2), np.float32)

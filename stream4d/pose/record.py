@@ -49,8 +49,8 @@ class Record:
     """(H, W, 2) this frame → previous."""
     sigma_here: Array | None = None
     """(H, W) of ``flow_here``."""
-    doubts_here: Array | None = None
-    """(h, w) of ``flow_here``, see ``dense.Link``; None until ``link_here`` was called."""
+    way_here: tuple[Array, Array] | None = None
+    """``flow_here`` on the grid, (h, w, 2), and its doubts, (h, w), see ``dense.Link``; None until asked for."""
     motion: Array | None = None
     """(H, W) probability so far."""
     prior_depth: Array | None = None
@@ -90,9 +90,9 @@ class Record:
         flow, back = self.flow_here, self.back_here
         if flow is None or back is None:
             return None
-        if self.doubts_here is None:
-            self.doubts_here = dense.doubts_of(flow, back, self.sigma_here)
-        return Link(flow, self.doubts_here, pose)
+        if self.way_here is None:
+            self.way_here = dense.way_of(flow, back, self.sigma_here)
+        return Link(*self.way_here, pose)
 
     def set_pose(self, pose: Array, local_map: LocalMap, *, tracked: bool) -> None:
         """Place the frame, remembering where it stands relative to the newest keyframe."""
