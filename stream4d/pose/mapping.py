@@ -29,12 +29,10 @@ def mature(progress: Progress, record: Record) -> None:
     newest = local_map.newest
     since = [r for r in progress.records if r.index > local_map.frame_index[newest]] + [record]
     young = np.flatnonzero(local_map.host == newest)
-    F = local_map.slots
     poses = np.concatenate([local_map.poses, np.stack([r.pose for r in since])])
     seen = np.concatenate([local_map.var[:, young], np.stack([r.var[young] for r in since])])
     where = np.concatenate([local_map.uv[:, young], np.stack([r.uv[young] for r in since])])
     how = np.concatenate([local_map.info[:, young], np.stack([r.info[young] for r in since])])
-    seen[F:][:, local_map.host[young] < 0] = np.inf
     patch, frame = np.nonzero(np.isfinite(seen).T)
     rho, info = local_map.rho[young], local_map.rho_info[young]
     _kernels_bundle.refine_depths(

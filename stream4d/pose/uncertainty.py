@@ -80,10 +80,7 @@ def own_part(progress: Progress, record: Record, pose: Array) -> Array:
         return np.zeros((6, 6))
     seen = np.diagonal(information) > 0  # a pure rotation says nothing of the position
     ridge = 1e-9 * max(float(np.trace(information)) / 6, 1.0)
-    own = np.zeros((6, 6))
-    own[np.ix_(seen, seen)] = np.linalg.inv(
-        information[np.ix_(seen, seen)] + ridge * np.eye(int(seen.sum()))
-    )
+    own = np.linalg.inv(information + ridge * np.eye(6)) * np.outer(seen, seen)
     factor = OWN_SIGMA * sigma_factor(len(record.rows)) if progress.started else TURN_SIGMA
     return factor**2 * to_world(own, pose)
 
