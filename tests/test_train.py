@@ -45,6 +45,7 @@ def test_fifty_steps_lower_the_loss(tmp_path: Path) -> None:
         "last.pt",
         "best.pt",
         "ema.safetensors",
+        "ema-000050.safetensors",
         "recipe.yaml",
     }
     assert any(p.name.startswith("events") for p in tmp_path.iterdir())

@@ -1,8 +1,8 @@
 """The trainer: AdamW, warm-up and cosine, bf16 autocast, clipping, averaged weights, exact resume, several processes.
 
 A run folder holds ``last.pt`` (all that resume needs), ``best.pt`` (the same, at the best validation score),
-``ema.safetensors`` (averaged weights of the best), ``recipe.yaml`` and TensorBoard logs. Every file is replaced
-atomically: a kill or a full disk leaves the one before.
+``ema.safetensors`` (averaged weights of the best), ``ema-STEP.safetensors`` (those of each validation),
+``recipe.yaml`` and TensorBoard logs. Every file is replaced atomically: a kill or a full disk leaves the one before.
 """
 
 from __future__ import annotations
@@ -182,10 +182,18 @@ class Trainer:
         scores = self.validate()
         log.write(self.step, {f"validation/{k}": v for k, v in scores.items()})
         logger.info("step %d: %s", self.step, "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-        if self.rank == 0 and scores["score"] < self.best:
+        if self.rank != 0:
+            return
+
+        def export(path: Path) -> None:
+            self._export(path, scores["score"])
+
+        # The fixed clips decide little: which weights are best on real ones may show long after.
+        replace_whole(self.out / f"ema-{self.step:06d}.safetensors", export)
+        if scores["score"] < self.best:
             self.best = scores["score"]
             self.save("best.pt")
-            replace_whole(self.out / "ema.safetensors", self._export)
+            replace_whole(self.out / "ema.safetensors", export)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -229,13 +237,13 @@ class Trainer:
         }
         replace_whole(self.out / name, lambda path: torch.save(state, path))
 
-    def _export(self, path: Path) -> None:
+    def _export(self, path: Path, score: float) -> None:
         metadata = {
             "format": FORMAT,
             "config": json.dumps(dump_recipe(self.recipe)["net"]),
             "recipe": json.dumps(dump_recipe(self.recipe)),
             "step": str(self.step),
-            "score": f"{self.best:.5f}",
+            "score": f"{score:.5f}",
         }
         save_file({k: v.contiguous() for k, v in self.ema.items()}, path, metadata)
 
