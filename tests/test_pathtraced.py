@@ -14,11 +14,12 @@ from stream4d.train.batches import Batches
 from stream4d.train.datasets import open_dataset, read_clip
 from stream4d.train.pathtraced import __main__ as command
 from stream4d.train.pathtraced import surfaces
-from stream4d.train.pathtraced.furniture import Piece, read_catalogue
+from stream4d.train.pathtraced.furniture import read_catalogue
 from stream4d.train.pathtraced.room_plan import Planner, bounds, overlap
 from stream4d.train.pathtraced.room_views import sample_view
 from stream4d.train.pathtraced.truth import RenderedClip, has_clip, write_clip
 from stream4d.train.recipe import Recipe, Stage
+from tests.pieces import piece
 
 H, W, F = 24, 32, 20.0
 STEP, MOVED = 0.2, 0.3
@@ -146,11 +147,6 @@ def test_catalogue(tmp_path: Path) -> None:
     assert [p.role for p in (desk, mug, bus, clock)] == ["table", "small", "none", "hanging"]
     assert clock.elevation == 1.5
     assert mug.turn == (1, 0, 0, 0, 0, -1, 0, 1, 0)
-
-
-def piece(name: str, category: str, *size: float, elevation: float = 0.0) -> Piece:
-    assert len(size) == 3
-    return Piece(name, category, Path(name), size, elevation, None)
 
 
 CATALOGUE = [

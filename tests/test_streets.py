@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from stream4d.train.pathtraced import street_surfaces, surfaces
 from stream4d.train.pathtraced.footprints import Footprint, share_ground
-from stream4d.train.pathtraced.furniture import Piece
 from stream4d.train.pathtraced.road import Lane, Road, draw_road
 from stream4d.train.pathtraced.street_parts import Street, street_role
 from stream4d.train.pathtraced.street_plan import KINDS, StreetPlanner
 from stream4d.train.pathtraced.street_views import StreetView, draw_view, is_good, seen_share
 from stream4d.train.pathtraced.traffic import SPEED_M, Mover, Traffic, lane_path, upright
+from tests.pieces import piece
 
 FRAMES = 4
-
-
-def piece(name: str, category: str, *size: float) -> Piece:
-    width, depth, height = size
-    return Piece(name, category, Path(name), (width, depth, height), 0.0, None)
 
 
 CATALOGUE = [

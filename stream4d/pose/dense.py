@@ -17,7 +17,7 @@ from stream4d.packets import Array
 from stream4d.pose import _kernels_dense, _kernels_draw, motion
 from stream4d.pose.completion import complete
 from stream4d.pose.guess import Guess
-from stream4d.pose.patches import UNSTATED_SIGMA
+from stream4d.pose.patches import known_sigma
 
 GRID = 128
 """Grid pixels along the image's long side, about: flow is not sharper than that at the usual sizes."""
@@ -119,7 +119,7 @@ def way_of(
     H, W = flow.shape[:2]
     step = grid_step(H, W)
     doubts = np.empty((-(-H // step), -(-W // step)), np.float32)
-    _kernels_dense.find_doubts(flow, back, _known(sigma, flow), step, doubts)
+    _kernels_dense.find_doubts(flow, back, known_sigma(sigma, flow), step, doubts)
     return np.ascontiguousarray(flow[::step, ::step]), doubts
 
 
@@ -135,7 +135,7 @@ def carry(
     out = np.empty((3, *before.rho.shape))
     step = grid_step(*flow.shape[:2])
     _kernels_dense.carry_maps(
-        cam, here_from_before, flow, back, _known(sigma, flow), step, before.rho, before.info, before.logit, out,
+        cam, here_from_before, flow, back, known_sigma(sigma, flow), step, before.rho, before.info, before.logit, out,
     )  # fmt: skip
     return out
 
@@ -160,14 +160,14 @@ def fit(cam: Array, links: list[Link], texture: Array, guess: Guess, step: int) 
     if not poses:
         nothing = np.zeros((h, w))
         return Fit(guess.rho, guess.info, nothing, nothing)
-    out, n = np.empty((5, h, w)), len(poses)
+    out, n, expected = np.empty((5, h, w)), len(poses), guess.info
     _kernels_dense.fit_pixels(
-        cam, np.stack(poses), positions[:n], variances[:n], step, guess.rho, guess.info, guess.limits[1], out
+        cam, np.stack(poses), positions[:n], variances[:n], step, guess.rho, expected, guess.limits[1], out
     )  # fmt: skip
     rho, info, square, across, seen = out
     noise = motion.noise_scale(across, seen)
-    measured = np.maximum(info - guess.info, 0) / np.maximum(noise, square)
-    return Fit(rho, guess.info + measured, motion.evidence(square, seen, noise), seen)
+    measured = np.maximum(info - expected, 0) / np.maximum(noise, square)
+    return Fit(rho, expected + measured, motion.evidence(square, seen, noise), seen)
 
 
 def fuse(fitted: Fit, carried: Array | None, moving: Array) -> tuple[Array, Array]:
@@ -256,10 +256,6 @@ def _window(step: int) -> tuple[int, int]:
     """Return the sides, in grid pixels, over which a drawn map is smoothed."""
     side = 2 * max(1, round(SMOOTHING_REACH / step)) + 1
     return side, side
-
-
-def _known(sigma: Array | None, flow: Array) -> Array:
-    return np.full(flow.shape[:2], UNSTATED_SIGMA, np.float32) if sigma is None else sigma
 
 
 def _erf(x: Array) -> Array:

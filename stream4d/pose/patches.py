@@ -90,16 +90,21 @@ def _best_of_cells(response: Array, n: int, spacing: float) -> Array:
     return np.stack([u[ranked], v[ranked]], axis=-1).astype(np.float64)
 
 
+def known_sigma(sigma: Array | None, flow: Array) -> Array:  # (H, W)
+    """Return the stated 1σ of a flow (H, W, 2), the usual one where none is."""
+    return np.full(flow.shape[:2], UNSTATED_SIGMA, np.float32) if sigma is None else sigma
+
+
 def follow_flow(
     uv: Array, var: Array, flow: Array, sigma: Array | None
 ) -> tuple[Array, Array]:  # (N, 2), (N,)
     """Move tracked positions one frame along the flow; variances grow, lost ones become inf."""
     H, W = flow.shape[:2]
-    if sigma is None:
-        sigma = np.full((H, W), UNSTATED_SIGMA, np.float32)
     rows = np.flatnonzero(np.isfinite(var))
     moved, spread = np.empty((len(rows), 2)), np.empty(len(rows))
-    _kernels_align.follow(flow, sigma, np.ascontiguousarray(uv, np.float64), rows, moved, spread)
+    _kernels_align.follow(
+        flow, known_sigma(sigma, flow), np.ascontiguousarray(uv, np.float64), rows, moved, spread
+    )
     grown = var[rows] + spread**2 + FLOW_FLOOR_VAR
     inside = (moved >= 1).all(-1) & (moved[:, 0] <= W - 2) & (moved[:, 1] <= H - 2)
     sure = grown < SEARCH_MAX_VAR

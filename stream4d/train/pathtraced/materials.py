@@ -44,11 +44,8 @@ class Paintbox:
         ``mapped`` is ``UV``, or from three sides by the ``Object``'s or the ``World``'s coordinates; then ``tile`` is
         the picture's side in metres. ``repeat`` is Blender's word for what lies beyond its edges.
         """
-        material = bpy.data.materials.new("made")
-        material.use_nodes = True
-        self._made.append(material)
+        material = self._blank()
         nodes, links = material.node_tree.nodes, material.node_tree.links
-        nodes.remove(next(n for n in nodes if n.type == "BSDF_PRINCIPLED"))
         texture = nodes.new("ShaderNodeTexImage")
         texture.image = picture or (
             self.photo()
@@ -72,12 +69,17 @@ class Paintbox:
 
     def plain(self, colour: tuple[float, float, float], gloss: float = 0.0) -> Any:
         """Make a material of one colour."""
+        material = self._blank()
+        wire(material, (*colour, 1.0), gloss=gloss)
+        return material
+
+    def _blank(self) -> Any:
+        """Begin a material that is removed with this set."""
         material = bpy.data.materials.new("made")
         material.use_nodes = True
         self._made.append(material)
         nodes = material.node_tree.nodes
         nodes.remove(next(n for n in nodes if n.type == "BSDF_PRINCIPLED"))
-        wire(material, (*colour, 1.0), gloss=gloss)
         return material
 
     def photo(self) -> Any:

@@ -60,6 +60,19 @@ class Road:
         """Half the width of the side road."""
         return self.junction_lanes * self.lane_width / 2
 
+    @property
+    def fastest(self) -> float:
+        """Metres a frame beyond which its bends would be taken at more than 6° a frame."""
+        return 0.1 / max(abs(self.curvature), 1e-9)
+
+    def is_inside(self, d: float) -> bool:
+        """Return whether what lies to that side of a closed road is its island."""
+        return self.is_closed and d * self.curvature > 0
+
+    def base(self, side: int) -> float:
+        """Height of what lies beside the lanes at a side."""
+        return self.kerb if self.pavement[max(side, 0)] else 0.0
+
     def kerb_at(self, side: int) -> float:
         """Distance of the kerb from the middle line at a side."""
         return self.half_width + self.parking[max(side, 0)]

@@ -175,7 +175,7 @@ class Roadway:
 
     def _pavement(self, side: int, paving: Any, stone: Any) -> None:
         road = self._road
-        if not road.pavement[max(side, 0)] or (road.is_closed and side * road.curvature > 0):
+        if not road.pavement[max(side, 0)] or road.is_inside(side):
             return
         near, far = side * road.kerb_at(side), side * road.pavement_end(side)
         edge = near + side * 0.16

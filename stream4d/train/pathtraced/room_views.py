@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from stream4d.packets import Array
-from stream4d.train.cameras import log_uniform, rotation_from_vector, sample_trajectories
+from stream4d.train.cameras import STYLES, log_uniform, rotation_from_vector, sample_trajectories
 
 Cast = Callable[[Array, Array], tuple[float, str]]
 """From where (3,) and into which direction (3,) → distance to what is hit and its name; inf and "" for nothing."""
 
-STYLES = ("static", "rotation", "handheld", "forward", "orbit", "lateral", "drone")
 _SHARES = (0.03, 0.17, 0.4, 0.12, 0.14, 0.1, 0.04)
+"""Of ``STYLES``."""
 _GRID = np.stack(np.meshgrid(np.linspace(-0.9, 0.9, 7), np.linspace(-0.9, 0.9, 5)), -1).reshape(
     -1, 2
 )

@@ -45,9 +45,6 @@ class StreetPlanner:
 
     # --- along the road ---------------------------------------------------------------------------------
 
-    def _is_inside(self, side: int) -> bool:
-        return self._road.is_closed and side * self._road.curvature > 0
-
     def _park(self, side: int) -> None:
         road, rng = self._road, self._rng
         strip = road.parking[max(side, 0)]
@@ -70,7 +67,7 @@ class StreetPlanner:
 
     def _houses(self, side: int) -> None:
         road, rng = self._road, self._rng
-        if self._is_inside(side):
+        if road.is_inside(side):
             return
         density = {"town": 0.97, "suburb": 0.75, "country": 0.12, "circle": 0.8, "square": 0.85}
         is_low = self._kind in ("suburb", "country")
@@ -102,7 +99,7 @@ class StreetPlanner:
 
     def _lights(self, side: int) -> None:
         road, rng = self._road, self._rng
-        if rng.random() < (0.7 if self._kind == "country" else 0.3) or self._is_inside(side):
+        if rng.random() < (0.7 if self._kind == "country" else 0.3) or road.is_inside(side):
             return
         piece = self._draw("lamp")
         spacing = float(rng.uniform(14, 35))
@@ -115,13 +112,13 @@ class StreetPlanner:
             yaw = float(road.heading(s)) + (0.0 if side > 0 else np.pi)
             if piece is None or rng.random() < 0.03:
                 size = (0.16, 0.16, float(rng.uniform(4, 8)))
-                self._put("pole", float(s), d, yaw, size, base=self._base(side))
+                self._put("pole", float(s), d, yaw, size, base=road.base(side))
             else:
-                self._put_piece(piece, float(s), d, yaw, scale, base=self._base(side))
+                self._put_piece(piece, float(s), d, yaw, scale, base=road.base(side))
 
     def _trees(self, side: int) -> None:
         road, rng = self._road, self._rng
-        if rng.random() < 0.35 or self._is_inside(side):
+        if rng.random() < 0.35 or road.is_inside(side):
             return
         is_avenue = rng.random() < 0.6
         spacing = float(rng.uniform(6, 16))
@@ -131,7 +128,7 @@ class StreetPlanner:
         for s in np.arange(-road.reach + rng.uniform(0, spacing), road.reach, spacing):
             d = side * (near if is_avenue else float(rng.uniform(near, far)))
             s = float(s + (0 if is_avenue else rng.normal(0, spacing / 2)))
-            base = self._base(side) if abs(d) < road.pavement_end(side) else 0.0
+            base = road.base(side) if abs(d) < road.pavement_end(side) else 0.0
             yaw = float(rng.uniform(0, 6.28))
             if model is not None:
                 self._put_piece(model, s, d, yaw, float(rng.uniform(0.7, 1.1)), base=base)
@@ -169,11 +166,11 @@ class StreetPlanner:
             if rng.random() < 0.45:
                 size = (float(rng.uniform(0.5, 1.2)), 0.1, float(rng.uniform(2.2, 3.2)))
                 turn = float(rng.choice([-1, 1])) * np.pi / 2
-                self._put("sign", s, d, yaw + turn, size, base=self._base(side))
+                self._put("sign", s, d, yaw + turn, size, base=road.base(side))
                 continue
             piece = self._draw("hall" if rng.random() < 0.1 else "roadside")
             if piece is not None:
-                self._put_piece(piece, s, d, yaw, base=self._base(side))
+                self._put_piece(piece, s, d, yaw, base=road.base(side))
 
     # --- places -----------------------------------------------------------------------------------------
 
@@ -214,16 +211,13 @@ class StreetPlanner:
         piece = self._draw("person")
         side = int(rng.choice(SIDES))
         wide = max(road.pavement[max(side, 0)], 1.2)
-        if piece is None or self._is_inside(side):
+        if piece is None or road.is_inside(side):
             return
         s = float(rng.uniform(-road.reach, road.reach))
         d = side * (road.kerb_at(side) + 0.4 + float(rng.uniform(0, wide - 0.6)))
-        self._put_piece(piece, s, d, float(rng.uniform(0, 6.28)), base=self._base(side))
+        self._put_piece(piece, s, d, float(rng.uniform(0, 6.28)), base=road.base(side))
 
     # --- putting ----------------------------------------------------------------------------------------
-
-    def _base(self, side: int) -> float:
-        return self._road.kerb if self._road.pavement[max(side, 0)] else 0.0
 
     def _draw(self, role: str) -> Piece | None:
         pieces = self._by_role.get(role)
@@ -259,8 +253,7 @@ class StreetPlanner:
     def _keep(self, thing: Thing, d: float) -> None:
         """Keep what leaves the lanes and the side road free and shares no ground."""
         road, ground = self._road, thing.ground
-        inside = road.is_closed and d * road.curvature > 0
-        if not inside and not road.fits(d):
+        if not road.is_inside(d) and not road.fits(d):
             return
         across = np.linspace(0, 1, 5)[:, None]
         corners = ground.corners

@@ -30,13 +30,18 @@ def mesh(name: str, corners: Array, faces: Array, uv: Array, parts: Sequence[int
     return made
 
 
+def _quads(rows: int, columns: int) -> Array:  # (N, 4)
+    """Return the faces of a grid of corners, row by row."""
+    index = np.arange(rows * columns).reshape(rows, columns)
+    faces = np.stack([index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]], -1)
+    return faces.reshape(-1, 4)
+
+
 def sheet(name: str, grid: Array) -> Any:  # (rows, columns, 3)
     """Make a surface through a grid of points; its picture is stretched over the whole."""
     rows, columns = grid.shape[:2]
-    index = np.arange(rows * columns).reshape(rows, columns)
-    faces = np.stack([index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]], -1)
     v, u = np.meshgrid(np.linspace(0, 1, rows), np.linspace(0, 1, columns), indexing="ij")
-    flat = faces.reshape(-1, 4)
+    flat = _quads(rows, columns)
     return mesh(name, grid.reshape(-1, 3), flat, np.stack([u, v], -1).reshape(-1, 2)[flat])
 
 
@@ -132,10 +137,7 @@ def tree(rng: np.random.Generator) -> Any:
     trunk = np.concatenate(
         [widths[:, None, None] * ring, np.broadcast_to(heights[:, None, None], (3, 8, 1))], -1
     )
-    index = np.arange(24).reshape(3, 8)
-    bark = np.stack([index[:-1, :-1], index[:-1, 1:], index[1:, 1:], index[1:, :-1]], -1).reshape(
-        -1, 4
-    )
+    bark = _quads(3, 8)
     blobs = rng.normal(0, 0.55, (int(rng.integers(4, 9)), 3))
     middles = blobs[rng.integers(len(blobs), size=_LEAVES)]
     out = rng.normal(size=(_LEAVES, 3))

@@ -11,16 +11,12 @@ from stream4d.train.pathtraced.surfaces import (
     Kind,
     bricks,
     colour,
+    hsv,
     noise,
     plaster,
     shade,
     tiles,
 )
-
-
-def _hsv(hue: float, saturation: float, value: float) -> Array:  # (3,) float32 RGB of 0 to 1
-    pixel = np.array([[[hue, saturation, value]]], np.uint8)
-    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32) / 255
 
 
 def asphalt(rng: np.random.Generator) -> Array:
@@ -50,7 +46,7 @@ def _crack(rng: np.random.Generator, picture: Array, count: int) -> None:
 
 def road_paint(rng: np.random.Generator) -> Array:
     """Draw white or yellow road paint, worn in places."""
-    ink = _hsv(rng.uniform(20, 28), 190, 235) if rng.random() < 0.15 else np.full(3, 0.8)
+    ink = hsv(rng.uniform(20, 28), 190, 235) if rng.random() < 0.15 else np.full(3, 0.8)
     picture = shade(ink.astype(np.float32), 0.05 * noise(rng, (100, 100), 2))
     worn = noise(rng, (40, 40)) > rng.uniform(0.6, 3.0)
     picture[worn] *= 0.4
@@ -64,7 +60,7 @@ def paving(rng: np.random.Generator) -> Array:
     rows = int(rng.integers(4, 24))
     tone, joint = bricks(rng, rows, rows, float(rng.choice([0.0, 0.5])))
     warm = rng.random() < 0.4
-    stone = _hsv(rng.uniform(5, 22), rng.uniform(10, 110 if warm else 30), rng.uniform(90, 200))
+    stone = hsv(rng.uniform(5, 22), rng.uniform(10, 110 if warm else 30), rng.uniform(90, 200))
     picture = shade(stone, rng.uniform(0.02, 0.15) * tone + 0.05 * noise(rng, (30, 30)))
     picture[joint] *= rng.uniform(0.4, 0.9)
     return picture
@@ -72,17 +68,17 @@ def paving(rng: np.random.Generator) -> Array:
 
 def lawn(rng: np.random.Generator) -> Array:
     """Draw grass, from lush to dry, fine or in patches."""
-    grass = _hsv(rng.uniform(22, 50), rng.uniform(60, 170), rng.uniform(60, 150))
+    grass = hsv(rng.uniform(22, 50), rng.uniform(60, 170), rng.uniform(60, 150))
     amount = rng.uniform(0.1, 0.4) * noise(rng, (160, 160), 2) + 0.15 * noise(rng, (5, 5))
     picture = shade(grass, amount)
     bare = noise(rng, (6, 6)) > rng.uniform(1.0, 4.0)
-    picture[bare] = shade(_hsv(15, 90, 130), amount)[bare]
+    picture[bare] = shade(hsv(15, 90, 130), amount)[bare]
     return picture
 
 
 def field(rng: np.random.Generator) -> Array:
     """Draw earth, stubble or rows of plants."""
-    ground = _hsv(rng.uniform(12, 45), rng.uniform(50, 150), rng.uniform(80, 190))
+    ground = hsv(rng.uniform(12, 45), rng.uniform(50, 150), rng.uniform(80, 190))
     rows = np.sin(np.arange(SIDE) * 2 * np.pi * int(rng.integers(8, 40)) / SIDE)
     amount = 0.15 * noise(rng, (8, 8)) + 0.15 * noise(rng, (120, 120), 2)
     return shade(ground, amount + rng.uniform(0, 0.3) * rows[None, :])
@@ -91,13 +87,13 @@ def field(rng: np.random.Generator) -> Array:
 def leaves(rng: np.random.Generator) -> Array:
     """Draw foliage: dark and light blots of a green, or of autumn."""
     hue = rng.uniform(5, 28) if rng.random() < 0.15 else rng.uniform(28, 55)
-    green = _hsv(hue, rng.uniform(80, 190), rng.uniform(60, 140))
+    green = hsv(hue, rng.uniform(80, 190), rng.uniform(60, 140))
     return shade(green, 0.45 * noise(rng, (24, 24), 3))
 
 
 def bark(rng: np.random.Generator) -> Array:
     """Draw the bark of a trunk."""
-    wood = _hsv(rng.uniform(8, 20), rng.uniform(20, 110), rng.uniform(50, 150))
+    wood = hsv(rng.uniform(8, 20), rng.uniform(20, 110), rng.uniform(50, 150))
     return shade(wood, 0.3 * noise(rng, (8, 60), 3))
 
 
@@ -107,7 +103,7 @@ def front(rng: np.random.Generator) -> Array:
     if rng.random() < 0.25:
         tone, joint = bricks(rng, 64, 24, 0.5)
         wall = shade(
-            _hsv(rng.uniform(3, 16), rng.uniform(60, 150), rng.uniform(90, 190)), 0.1 * tone
+            hsv(rng.uniform(3, 16), rng.uniform(60, 150), rng.uniform(90, 190)), 0.1 * tone
         )
         wall[joint] = rng.uniform(0.4, 0.8)
     rows, columns = int(rng.integers(2, 5)), int(rng.integers(2, 6))
@@ -177,7 +173,7 @@ def roof(rng: np.random.Generator) -> Array:
     """Draw roof tiles or slate."""
     rows = int(rng.integers(12, 32))
     tone, joint = bricks(rng, rows, rows, 0.5)
-    clay = _hsv(rng.uniform(2, 14), rng.uniform(20, 170), rng.uniform(60, 170))
+    clay = hsv(rng.uniform(2, 14), rng.uniform(20, 170), rng.uniform(60, 170))
     picture = shade(clay, 0.12 * tone + 0.1 * noise(rng, (6, 6)))
     picture[joint] *= 0.6
     return picture
@@ -187,10 +183,10 @@ def sky(rng: np.random.Generator) -> Array:
     """Draw half a sky, from the horizon (lowest row) to the zenith: clear, cloudy, overcast, or at dusk."""
     up = np.linspace(1, 0, SIDE)[:, None, None] ** 0.6
     hue, saturation = rng.uniform(95, 112), rng.uniform(30, 170)
-    zenith = _hsv(hue, saturation, rng.uniform(140, 235))
+    zenith = hsv(hue, saturation, rng.uniform(140, 235))
     horizon = 0.7 * np.full(3, rng.uniform(0.75, 1.0)) + 0.3 * zenith
     if rng.random() < 0.15:
-        horizon = _hsv(rng.uniform(5, 22), rng.uniform(40, 140), 250)
+        horizon = hsv(rng.uniform(5, 22), rng.uniform(40, 140), 250)
     picture = horizon * (1 - up) + zenith * up + np.zeros((SIDE, SIDE, 1))
     cover = rng.uniform(-2.5, 1.5)
     cells = int(rng.integers(3, 10))

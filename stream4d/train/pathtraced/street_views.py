@@ -49,7 +49,7 @@ def _dash(rng: np.random.Generator, road: Road, frames: int) -> StreetView:
     """Drive along a lane."""
     lane = road.lanes[int(rng.integers(len(road.lanes)))]
     speed = float(log_uniform(rng, *SPEED_M, (1,))[0])
-    speed = min(speed, 0.1 / max(abs(road.curvature), 1e-9))
+    speed = min(speed, road.fastest)
     backwards = rng.random() < 0.06
     # Most of the road lies before the camera.
     s = -lane.way * road.reach * float(rng.uniform(-0.35, 0.75))
@@ -84,7 +84,7 @@ def _dash(rng: np.random.Generator, road: Road, frames: int) -> StreetView:
 def _beside(rng: np.random.Generator, road: Road, frames: int, kind: str) -> StreetView:
     """Stand on the pavement, or fly over the road."""
     side = int(rng.choice(SIDES))
-    if road.is_closed and side * road.curvature > 0 and rng.random() < 0.8:
+    if road.is_inside(side) and rng.random() < 0.8:
         side = -side
     s = float(rng.uniform(-0.6, 0.6) * road.reach)
     d = side * (road.kerb_at(side) + float(rng.uniform(0.3, max(road.pavement[max(side, 0)], 1.5))))

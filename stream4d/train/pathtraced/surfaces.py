@@ -23,12 +23,17 @@ def noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int = 4) ->
     return np.asarray((total - total.mean()) / (total.std() + 1e-6))
 
 
+def hsv(hue: float, saturation: float, value: float) -> Array:  # (3,) float32
+    """Return the RGB of 0 to 1 of a colour in OpenCV's units: hue of 0 to 180, the rest of 0 to 255."""
+    pixel = np.array([[[hue, saturation, value]]], np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32) / 255
+
+
 def colour(rng: np.random.Generator, warm: bool = False) -> Array:
     """Draw a subdued colour, brown to beige when ``warm``."""
     hue = rng.uniform(10, 25) if warm else rng.uniform(0, 180)
     saturation = rng.uniform(60, 160) if warm else rng.uniform(0, 110)
-    pixel = np.array([[[hue, saturation, rng.uniform(70, 240)]]], np.uint8)
-    return cv2.cvtColor(pixel, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32) / 255
+    return hsv(hue, saturation, rng.uniform(70, 240))
 
 
 def bricks(rng: np.random.Generator, rows: int, columns: int, shift: float) -> tuple[Array, Array]:

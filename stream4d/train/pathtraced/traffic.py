@@ -189,9 +189,7 @@ class Traffic:
         lane = Lane(lane.d + float(rng.normal(0, 0.15)), lane.way)
         drift = float(rng.normal(0, 0.04) * speed) if rng.random() < 0.3 else 0.0
         s = self._near(float(rng.choice([10.0, 18.0, 30.0])))
-        # Nobody takes a bend at more than 6° a frame.
-        fastest = 0.1 / max(abs(road.curvature), 1e-9)
-        speed = min(speed, SPEED_M[1] * 1.2, fastest)
+        speed = min(speed, SPEED_M[1] * 1.2, road.fastest)
         end = s + lane.way * speed * self._frames
         if not road.is_closed and max(abs(s), abs(end)) > road.reach:
             return None
@@ -234,14 +232,15 @@ class Traffic:
         """Walk along the road, on the pavement where there is one."""
         road, rng = self._street.road, self._rng
         side, way = (int(x) for x in rng.choice(SIDES, 2))
-        if road.is_closed and side * road.curvature > 0:
+        if road.is_inside(side):
             side = -side
         wide = max(road.pavement[max(side, 0)], 1.0)
         d = side * (road.kerb_at(side) + 0.4 + float(rng.uniform(0, max(wide - 0.8, 0.1))))
-        base = road.kerb if road.pavement[max(side, 0)] else 0.0
         speed = float(log_uniform(rng, *_WALK_M, (1,))[0])
         lane = Lane(d, way)
-        return upright(*lane_path(road, lane, self._near(12.0), speed, self._frames), base)
+        return upright(
+            *lane_path(road, lane, self._near(12.0), speed, self._frames), road.base(side)
+        )
 
     def _stepping(self, piece: Piece) -> Array | None:
         """Cross the road on foot."""
