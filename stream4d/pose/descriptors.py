@@ -44,13 +44,19 @@ def describe_at(grey: Array, uv: Array) -> tuple[Array, Array]:
     return np.array([p.class_id for p in kept], np.int64), _bits(descriptors)
 
 
+def nearest(query: Array, known: Array, k: int) -> tuple[Array, Array]:
+    """Return the ``k`` rows (m, k) of ``known`` that are nearest to each of ``query``, and their distances in bits."""
+    bits, rows = cv2.batchDistance(query, known, cv2.CV_32S, normType=cv2.NORM_HAMMING, K=k)
+    return np.asarray(rows), np.asarray(bits)
+
+
 def match(query: Array, known: Array, ratio: float) -> Array:
     """Return pairs (m, 2) of rows of ``query`` and ``known`` whose best match is ``ratio`` nearer than the second."""
     if not len(query) or len(known) < 2:
         return np.zeros((0, 2), np.int64)
-    found = cv2.BFMatcher(cv2.NORM_HAMMING).knnMatch(query, known, k=2)
-    clear = [m[0] for m in found if len(m) == 2 and m[0].distance < ratio * m[1].distance]
-    return np.array([(m.queryIdx, m.trainIdx) for m in clear], np.int64).reshape(-1, 2)
+    rows, bits = nearest(query, known, 2)
+    clear = np.flatnonzero(bits[:, 0] < ratio * bits[:, 1])
+    return np.stack([clear, rows[clear, 0]], axis=-1)
 
 
 def _bits(descriptors: Array | None) -> Array:

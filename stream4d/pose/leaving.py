@@ -70,9 +70,8 @@ def _last_fit(progress: Progress, record: Record, following: Record | None) -> A
     rows = np.flatnonzero(np.isfinite(record.var) & (progress.map.host >= 0))
     if len(rows) < MIN_REFITTED:
         return pose
-    fit = track.fit_pose(
-        progress.map, rows, record.uv[rows], record.info[rows], pose, schedule=track.WARM
-    )
+    seen = track.sightings(progress.map, rows, record.uv[rows], record.info[rows])
+    fit = seen.fit(pose, track.WARM)
     if following is None or not following.is_tracked or following.segment != record.segment:
         return fit.pose
     step = track.relative_pose(relative(following, progress.map), pose)

@@ -33,14 +33,7 @@ def follow(progress: Progress, record: Record, previous: Record) -> None:
 
 def fit(progress: Progress, record: Record, pose: Array, schedule: Array) -> track.Fit:
     """Fit the record's pose to the patches it sees, and set it."""
-    rows = np.flatnonzero(np.isfinite(record.var) & (progress.map.host >= 0))
-    found = track.fit_pose(
-        progress.map, rows, record.uv[rows], record.info[rows], pose, schedule=schedule
-    )
-    record.rows, record.errors = rows, found.errors
-    record.set_pose(found.pose, progress.map, tracked=True)
-    record.information = found.information
-    return found
+    return _take(progress, record, _sightings(progress, record).fit(pose, schedule))
 
 
 def best_fit(progress: Progress, record: Record, near: Array, other: Array) -> track.Fit:
@@ -49,13 +42,22 @@ def best_fit(progress: Progress, record: Record, near: Array, other: Array) -> t
     Annealing from afar finds poses that were not guessed, but is drawn to movers that cover much of the view;
     warm starts stay with the surfaces that the map knows.
     """
-    fits = [fit(progress, record, near, track.WARM), fit(progress, record, near, track.COLD)]
+    seen = _sightings(progress, record)
+    fits = [seen.fit(near, track.WARM), seen.fit(near, track.COLD)]
     if fits[0].cost > 0.3 * len(fits[0].errors) * track.NORMAL_SCALE:
-        fits.append(fit(progress, record, other, track.WARM))
-    best = min(fits, key=lambda one: one.cost)
-    record.errors, record.information = best.errors, best.information
-    record.set_pose(best.pose, progress.map, tracked=True)
-    return best
+        fits.append(seen.fit(other, track.WARM))
+    return _take(progress, record, min(fits, key=lambda one: one.cost))
+
+
+def _sightings(progress: Progress, record: Record) -> track.Sightings:
+    rows = record.rows = np.flatnonzero(np.isfinite(record.var) & (progress.map.host >= 0))
+    return track.sightings(progress.map, rows, record.uv[rows], record.info[rows])
+
+
+def _take(progress: Progress, record: Record, found: track.Fit) -> track.Fit:
+    record.errors, record.information = found.errors, found.information
+    record.set_pose(found.pose, progress.map, tracked=True)
+    return found
 
 
 def refine_positions(progress: Progress, record: Record, pose: Array) -> float:

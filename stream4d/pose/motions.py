@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -46,7 +47,7 @@ GUESS_SIGMA = 0.1
 """Relative 1σ of the depths of a guess."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Tracks:
     """n tracks of one anchor, seen in F frames, under one guess of the focal length."""
 
@@ -65,13 +66,15 @@ class Tracks:
     """(F, n) bool."""
     rays: Array = field(init=False)
     """(n, 3) of the anchor, z = 1."""
-    votes: Array = field(init=False)
-    """(n,) weights, mean 1."""
 
     def __post_init__(self) -> None:
         self.seen = self.info[..., 0] > 0
         self.rays = camera.rays(self.uv0, self.K)
-        self.votes = area_votes(self.uv0, SPREAD * self.size)
+
+    @cached_property
+    def votes(self) -> Array:
+        """(n,) weights, mean 1."""
+        return area_votes(self.uv0, SPREAD * self.size)
 
     def observations(self, members: Array) -> refine.Observations:
         """Return what the frames see of some tracks (n,) bool, under their own numbers."""
@@ -202,10 +205,11 @@ def _resect(tracks: Tracks, motion: Motion, i: int, members: Array) -> None:
     if rows.sum() < MIN_MEMBERS:
         return
     rho = motion.rho[rows]
-    motion.poses[i + 1] = track.fit_rays(
+    seen = track.Sightings(
         motion.cam, motion.rays[rows], np.zeros((len(rho), 3)), rho, (GUESS_SIGMA * rho) ** 2,
-        tracks.uv[i, rows], tracks.info[i, rows], motion.poses[i + 1], track.COLD,
-    ).pose  # fmt: skip
+        tracks.uv[i, rows], tracks.info[i, rows],
+    )  # fmt: skip
+    motion.poses[i + 1] = seen.fit(motion.poses[i + 1], track.COLD).pose
 
 
 def grow(tracks: Tracks, guesses: list[Motion], growth: Growth = FROM_AFAR) -> list[Motion]:

@@ -125,17 +125,14 @@ class PlaceMemory:
         places = [Place(*values) for values in zip(*columns, strict=True)]
         return cls(places, np.array(state["vocabulary"]))
 
-    def _read(self, descriptors: Array) -> Array:
+    def _read(self, described: Array) -> Array:
         """Return the words (m,) of descriptors; those that are far from all words become words first."""
-        room = min(NEW_WORDS, WORDS - len(self.vocabulary))
-        if room > 0 and len(descriptors):
-            fresh = descriptors
-            if len(self.vocabulary):
-                fresh = descriptors[_nearest(descriptors, self.vocabulary)[1] > NEW_WORD_BITS]
-            self.vocabulary = np.concatenate([self.vocabulary, _far_apart(fresh, room)])
-        if not len(descriptors):
-            return np.zeros(0, np.int16)
-        return _nearest(descriptors, self.vocabulary)[0].astype(np.int16)
+        known = len(self.vocabulary)
+        word, bits = _nearest(described, self.vocabulary)
+        added = _far_apart(described[bits > NEW_WORD_BITS], min(NEW_WORDS, WORDS - known))
+        self.vocabulary = np.concatenate([self.vocabulary, added])
+        new_word, new_bits = _nearest(described, added)
+        return np.where(new_bits < bits, known + new_word, word).astype(np.int16)
 
     def _likeness(self, query: Place) -> dict[int, float]:
         """Return the cosine of weighted bags of words between ``query`` and all places."""
@@ -148,19 +145,21 @@ class PlaceMemory:
         return {p.index: float(s) for p, s in zip(known, bags @ bags[own], strict=True)}
 
 
-def _nearest(descriptors: Array, words: Array) -> tuple[Array, Array]:
-    """Return the nearest word (m,) of each descriptor and how many bits (m,) it is away."""
-    found = cv2.BFMatcher(cv2.NORM_HAMMING).match(descriptors, words)
-    return np.array([m.trainIdx for m in found]), np.array([m.distance for m in found])
+def _nearest(described: Array, words: Array) -> tuple[Array, Array]:
+    """Return the nearest word (m,) of each descriptor and how many bits (m,) it is away; inf where there is none."""
+    if not len(described) or not len(words):
+        return np.zeros(len(described), np.int64), np.full(len(described), np.inf)
+    word, bits = descriptors.nearest(described, words, 1)
+    return word[:, 0], bits[:, 0]
 
 
-def _far_apart(descriptors: Array, count: int) -> Array:
+def _far_apart(described: Array, count: int) -> Array:
     """Return up to ``count`` descriptors, each far from those before it."""
-    bits = np.unpackbits(descriptors, axis=1)
+    bits = np.unpackbits(described, axis=1)
     chosen: list[int] = []
-    for i in range(len(descriptors)):
+    for i in range(len(described)):
         if len(chosen) == count:
             break
         if not chosen or (bits[chosen] != bits[i]).sum(axis=1).min() > NEW_WORD_BITS:
             chosen.append(i)
-    return descriptors[chosen]
+    return described[chosen]

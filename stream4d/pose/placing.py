@@ -69,10 +69,11 @@ def _fitted(
 ) -> Array:
     """Fit one frame to the sites that it sees; the given pose (4, 4) where they do not agree."""
     rays = camera.rays(sites.uv[rows], camera.make_K(*solved.cam.tolist()))
-    fit = track.fit_rays(
+    seen = track.Sightings(
         solved.cam, *world_rays(rays, solved.poses, sites.host[rows]), solved.rho[rows],
-        1 / np.maximum(solved.rho_info[rows], 1e-12), uv, info, cam_from_world(pose), track.WARM,
+        1 / np.maximum(solved.rho_info[rows], 1e-12), uv, info,
     )  # fmt: skip
+    fit = seen.fit(cam_from_world(pose), track.WARM)
     if fit.inliers.sum() < max(MIN_SITES, len(rows) // 2):
         return pose
     return transforms.without_scale(transforms.invert(transforms.square(fit.pose)))

@@ -20,6 +20,8 @@ COLD = np.array([2000.0, 2000.0, 500.0, 500.0, 120.0, 120.0, 30.0, 30.0, 9.0, 9.
 """Annealing from a guess that may be several pixels off (graduated non-convexity)."""
 WARM = np.array([60.0, 60.0, 20.0, 9.0, 9.0, 9.0])
 """Annealing from a pose that is nearly right."""
+NO_PRIOR = np.eye(6) * 1e-9
+"""Information of staying at the initial pose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +46,42 @@ class Fit:
         return float((NORMAL_SCALE * self.errors / (NORMAL_SCALE + self.errors)).sum())
 
 
-def fit_pose(
-    local_map: LocalMap,
-    rows: Array,  # (n,)
-    uv: Array,  # (n, 2)
-    info: Array,  # (n, 3)
-    start: Array,  # (3, 4)
-    *,
-    schedule: Array = COLD,
-    prior: Array | None = None,
-) -> Fit:
-    """Refine a pose robustly; patches of unknown depth constrain it only across their epipolar lines."""
-    directions, centres = local_map.world_rays(rows)
-    return fit_rays(
-        local_map.cam, directions, centres, local_map.rho[rows],
-        1.0 / np.maximum(local_map.rho_info[rows], 1e-12), uv, info, start, schedule, prior,
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True, eq=False)
+class Sightings:
+    """n patches given as rays in the world, and where one frame sees them."""
+
+    cam: Array
+    """(4,) fx, fy, cx, cy."""
+    directions: Array
+    """(n, 3)."""
+    centres: Array
+    """(n, 3)."""
+    rho: Array
+    """(n,) inverse depths along the rays."""
+    rho_var: Array
+    """(n,) their variances: patches of unknown depth constrain a pose only across their epipolar lines."""
+    uv: Array
+    """(n, 2) pixels."""
+    info: Array
+    """(n, 3) inverse covariances of ``uv``."""
+
+    def fit(self, start: Array, schedule: Array = COLD) -> Fit:
+        """Refine a pose (3, 4) robustly."""
+        pose, errors = np.array(start, np.float64, order="C"), np.full(len(self.rho), 1e6)
+        information = _kernels_pose.refine_pose(
+            self.cam, self.directions, self.centres, self.rho, self.rho_var, np.ascontiguousarray(self.uv),
+            np.ascontiguousarray(self.info), pose, NO_PRIOR, schedule, errors,
+        )  # fmt: skip
+        if not np.isfinite(pose).all():
+            return Fit(start, np.zeros((6, 6)), np.full(len(self.rho), 1e6))
+        return Fit(pose, information, errors)
 
 
-def fit_rays(
-    cam: Array, directions: Array, centres: Array, rho: Array, rho_var: Array,
-    uv: Array, info: Array, start: Array, schedule: Array = COLD, prior: Array | None = None,
-) -> Fit:  # fmt: skip
-    """Refine a pose over patches given as rays in the world."""
-    pose, errors = np.ascontiguousarray(start, np.float64).copy(), np.full(len(rho), 1e6)
-    prior = np.eye(6) * 1e-9 if prior is None else prior
-    information = _kernels_pose.refine_pose(
-        cam, directions, centres, rho, rho_var, np.ascontiguousarray(uv),
-        np.ascontiguousarray(info), pose, prior, schedule, errors,
-    )  # fmt: skip
-    if not np.isfinite(pose).all():
-        return Fit(start, np.zeros((6, 6)), np.full(len(rho), 1e6))
-    return Fit(pose, information, errors)
+def sightings(local_map: LocalMap, rows: Array, uv: Array, info: Array) -> Sightings:
+    """Return where a frame sees patches of the map: (n,) rows, (n, 2) pixels, (n, 3) inverse covariances."""
+    rho_var = 1.0 / np.maximum(local_map.rho_info[rows], 1e-12)
+    rays = local_map.world_rays(rows)
+    return Sightings(local_map.cam, *rays, local_map.rho[rows], rho_var, uv, info)
 
 
 def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, info: Array) -> Fit | None:
@@ -85,7 +91,7 @@ def fit_pose_from_nothing(local_map: LocalMap, rows: Array, uv: Array, info: Arr
         return None
     points = local_map.world_points(rows[known])
     found = resection.resect(points, uv[known], local_map.K, error_px=RESECTION_PX)
-    return None if found is None else fit_pose(local_map, rows, uv, info, found.pose)
+    return None if found is None else sightings(local_map, rows, uv, info).fit(found.pose)
 
 
 def rotation_between(
@@ -93,11 +99,8 @@ def rotation_between(
 ) -> tuple[Fit, Array]:
     """Fit a pure rotation (n rays at infinity); returns it and the residual length per patch in pixels."""
     zero = np.zeros(len(rays))
-    fits = [
-        fit_rays(cam, rays, np.zeros_like(rays), zero, zero, uv, info, start, schedule)
-        for schedule in (COLD, WARM)
-    ]
-    fit = min(fits, key=lambda one: one.cost)
+    seen = Sightings(cam, rays, np.zeros_like(rays), zero, zero, uv, info)
+    fit = min((seen.fit(start, schedule) for schedule in (COLD, WARM)), key=lambda one: one.cost)
     q = rays @ fit.pose[:, :3].T
     z = np.where(q[:, 2] > 1e-6, q[:, 2], np.nan)
     residual = cam[:2] * q[:, :2] / z[:, None] + cam[2:] - uv

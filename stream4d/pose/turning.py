@@ -129,10 +129,10 @@ def _turn_anew(progress: Progress, record: Record, origin: Array) -> None:
     local_map = progress.map
     rows = np.flatnonzero((local_map.host == 0) & np.isfinite(record.var))
     zero = np.zeros(len(rows))
-    fit = track.fit_rays(
-        local_map.cam, local_map.rays[rows], np.zeros((len(rows), 3)), zero, zero, record.uv[rows],
-        record.info[rows], track.relative_pose(record.pose, origin), track.WARM,
+    seen = track.Sightings(
+        local_map.cam, local_map.rays[rows], np.zeros((len(rows), 3)), zero, zero, record.uv[rows], record.info[rows]
     )  # fmt: skip
+    fit = seen.fit(track.relative_pose(record.pose, origin), track.WARM)
     R = transforms.project_to_so3(fit.pose[:, :3] @ origin[:, :3])
     there = np.column_stack([R, R @ origin[:, :3].T @ origin[:, 3]])  # at the anchor's centre
     record.set_pose(there, local_map, tracked=record.is_tracked)
