@@ -155,9 +155,9 @@ def test_pose_equations_equal_differences_with_uncertain_depth() -> None:
 
     uv = pixels(np.zeros(6), rho) + rng.normal(size=(n, 2))
     A, g, errors = np.zeros((6, 6)), np.zeros(6), np.zeros(n)
-    _kernels_pose.pose_normal_equations(
-        CAM, dirs, centres, rho, rho_var, uv, info, pose, 1e12, A, g, errors
-    )
+    seen = _kernels_pose.columns(dirs, centres, rho, rho_var, uv, info)
+    rows = np.empty((7, 2, n))
+    _kernels_pose.pose_normal_equations(CAM, seen, pose, 1e12, rows, A, g, errors)
     J = naive.differences(lambda x: pixels(x, rho), 6)
     e = naive.differences(lambda x: pixels(np.zeros(6), rho + x[0]), 1)[..., 0]
     C = (

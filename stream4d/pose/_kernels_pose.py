@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
 
 from stream4d.geometry._kernels_algebra import solve_positive
-from stream4d.geometry.compiling import COMPILED
-from stream4d.pose._kernels_parts import move_pose, robust
+from stream4d.geometry.compiling import COMPILED, VECTORISED
+from stream4d.pose._kernels_parts import move_pose
+
+NEAREST, BEHIND_SQ = 1e-6, 1e6
+"""Depth times inverse depth before a camera from which it sees a point, and the squared error of those behind, σ²."""
+RIDGE = 2e-9
+"""Information that holds what no patch tells."""
 
 
 @njit(**COMPILED)
@@ -22,121 +29,130 @@ def world_rays(rays, poses, host, directions, centres):
 
 
 @njit(**COMPILED)
-def pose_normal_equations(cam, dirs, centres, rho, rho_var, uv, info, pose, scale_sq, A, g, out):
-    """Build the 6×6 system of one pose; ``out`` (N) receives squared errors in σ². Returns the robust cost.
-
-    The 2×2 covariance of each residual holds the measurement and the patch's own depth, so that a patch of unknown
-    depth constrains only across its epipolar line.
-    """
-    A[:] = 0.0
-    g[:] = 0.0
-    J = np.empty((2, 6))
-    cost = 0.0
-    q, d = np.empty(3), np.empty(3)
+def columns(dirs, centres, rho, rho_var, uv, info):
+    """Return n patches (13, n), each quantity in a row, so that loops over patches go on vectors."""
+    out = np.empty((13, len(rho)))
     for n in range(len(rho)):
-        for i in range(3):
-            d[i] = (
-                pose[i, 0] * centres[n, 0]
-                + pose[i, 1] * centres[n, 1]
-                + pose[i, 2] * centres[n, 2]
-                + pose[i, 3]
-            )
-            q[i] = (
-                pose[i, 0] * dirs[n, 0]
-                + pose[i, 1] * dirs[n, 1]
-                + pose[i, 2] * dirs[n, 2]
-                + rho[n] * d[i]
-            )
-        if q[2] < 1e-6:
-            out[n] = 1e6
-            cost += scale_sq
-            continue
-        iz = 1.0 / q[2]
-        x, y = q[0] * iz, q[1] * iz
-        ru, rv = cam[0] * x + cam[2] - uv[n, 0], cam[1] * y + cam[3] - uv[n, 1]
-        au, av = cam[0] * iz, cam[1] * iz
-        eu, ev = au * (d[0] - x * d[2]), av * (d[1] - y * d[2])
-        # Woodbury: (C + v e eT)^-1 = W - W e eT W / (1/v + eT W e), with W = C^-1
-        w00, w01, w11 = info[n, 0], info[n, 1], info[n, 2]
-        pu, pv = w00 * eu + w01 * ev, w01 * eu + w11 * ev
-        share = rho_var[n] / (1.0 + rho_var[n] * (eu * pu + ev * pv))
-        w00 -= share * pu * pu
-        w01 -= share * pu * pv
-        w11 -= share * pv * pv
-        sq = ru * ru * w00 + 2 * ru * rv * w01 + rv * rv * w11
-        out[n] = sq
-        cost += scale_sq * sq / (scale_sq + sq)
-        w = robust(sq, scale_sq)
-        r = rho[n]
-        J[0, 0], J[0, 1], J[0, 2] = au * r, 0.0, -au * x * r
-        J[1, 0], J[1, 1], J[1, 2] = 0.0, av * r, -av * y * r
-        J[0, 3], J[0, 4], J[0, 5] = -au * x * q[1], au * (q[2] + x * q[0]), -au * q[1]
-        J[1, 3], J[1, 4], J[1, 5] = -av * (q[2] + y * q[1]), av * y * q[0], av * q[0]
-        for i in range(6):
-            wu = w * (J[0, i] * w00 + J[1, i] * w01)
-            wv = w * (J[0, i] * w01 + J[1, i] * w11)
-            g[i] += wu * ru + wv * rv
-            for j in range(i, 6):
-                A[i, j] += wu * J[0, j] + wv * J[1, j]
-    for i in range(6):
-        for j in range(i):
-            A[i, j] = A[j, i]
-    return cost
+        out[0:3, n], out[3:6, n], out[6, n], out[7, n] = dirs[n], centres[n], rho[n], rho_var[n]
+        out[8:10, n], out[10:13, n] = uv[n], info[n]
+    return out
 
 
 @njit(**COMPILED)
-def _quadratic(A, x):
+def _row(pose, i):
+    return pose[i, 0], pose[i, 1], pose[i, 2], pose[i, 3]
+
+
+@njit(**VECTORISED)
+def _whitened_rows(cam, seen, pose, scale_sq, M, errors):
+    """Write what n patches say of a camera in units of σ: derivatives by its twist and residuals, ``M`` (7, 2, n).
+
+    The 2×2 covariance of each residual holds the measurement and the patch's own depth, so that a patch of unknown
+    depth constrains only across its epipolar line. ``errors`` (n) receives squared errors in σ². Returns the cost.
+    """
+    cost = 0.0
+    fx, fy, px, py = cam[0], cam[1], cam[2], cam[3]
+    # in scalars: an array that might share memory with ``M`` would be read again for every patch
+    (a0, a1, a2, ta), (b0, b1, b2, tb), (c0, c1, c2, tc) = (
+        _row(pose, 0),
+        _row(pose, 1),
+        _row(pose, 2),
+    )
+    for n in range(seen.shape[1]):
+        x, y, z, cx, cy, cz, r = (
+            seen[0, n], seen[1, n], seen[2, n], seen[3, n], seen[4, n], seen[5, n], seen[6, n],
+        )  # fmt: skip
+        d0, d1 = a0 * cx + a1 * cy + a2 * cz + ta, b0 * cx + b1 * cy + b2 * cz + tb
+        d2 = c0 * cx + c1 * cy + c2 * cz + tc
+        q0, q1 = a0 * x + a1 * y + a2 * z + r * d0, b0 * x + b1 * y + b2 * z + r * d1
+        q2 = c0 * x + c1 * y + c2 * z + r * d2
+        is_behind = q2 < NEAREST
+        iz = 1.0 / (NEAREST if is_behind else q2)
+        x, y, a, b = q0 * iz, q1 * iz, fx * iz, fy * iz
+        u, v = fx * x + px - seen[8, n], fy * y + py - seen[9, n]
+        eu, ev = a * (d0 - x * d2), b * (d1 - y * d2)
+        # Woodbury: (C + v e eT)^-1 = W - W e eT W / (1/v + eT W e), with W = C^-1
+        xx, xy, yy = seen[10, n], seen[11, n], seen[12, n]
+        pu, pv = xx * eu + xy * ev, xy * eu + yy * ev
+        share = seen[7, n] / (1.0 + seen[7, n] * (eu * pu + ev * pv))
+        xx -= share * pu * pu
+        xy -= share * pu * pv
+        yy -= share * pv * pv
+        square = BEHIND_SQ if is_behind else u * u * xx + 2.0 * u * v * xy + v * v * yy
+        errors[n] = square
+        cost += scale_sq if is_behind else scale_sq * square / (scale_sq + square)
+        w = 0.0 if is_behind else scale_sq / (scale_sq + square)  # times its root: Geman-McClure
+        s0 = math.sqrt(max(xx, 1e-30))
+        s1 = xy / s0
+        s2 = w * math.sqrt(max(yy - s1 * s1, 0.0))
+        s0, s1 = w * s0, w * s1
+        # the pixel's derivatives by q are (a, 0, -a x) and (0, b, -b y)
+        ju, jv = a * r, b * r
+        M[0, 0, n], M[0, 1, n] = s0 * ju, 0.0
+        M[1, 0, n], M[1, 1, n] = s1 * jv, s2 * jv
+        M[2, 0, n], M[2, 1, n] = -s0 * ju * x - s1 * jv * y, -s2 * jv * y
+        ju, jv = -a * x * q1, -b * (q2 + y * q1)
+        M[3, 0, n], M[3, 1, n] = s0 * ju + s1 * jv, s2 * jv
+        ju, jv = a * (q2 + x * q0), b * y * q0
+        M[4, 0, n], M[4, 1, n] = s0 * ju + s1 * jv, s2 * jv
+        ju, jv = -a * q1, b * q0
+        M[5, 0, n], M[5, 1, n] = s0 * ju + s1 * jv, s2 * jv
+        M[6, 0, n], M[6, 1, n] = s0 * u + s1 * v, s2 * v
+    return cost
+
+
+@njit(**VECTORISED)
+def _product(a, b):
     total = 0.0
-    for i in range(len(x)):
-        for j in range(len(x)):
-            total += x[i] * A[i, j] * x[j]
+    for n in range(len(a)):
+        total += a[n] * b[n]
     return total
 
 
 @njit(**COMPILED)
-def refine_pose(cam, dirs, centres, rho, rho_var, uv, info, pose, prior, schedule, errors):
+def pose_normal_equations(cam, seen, pose, scale_sq, M, A, g, errors):
+    """Build the 6×6 system of one pose from patches (see ``columns``); returns the robust cost.
+
+    ``errors`` (n) receives squared errors in σ²; ``M`` (7, 2, n) is overwritten.
+    """
+    cost = _whitened_rows(cam, seen, pose, scale_sq, M, errors)
+    rows = M.reshape(7, -1)
+    for i in range(6):
+        g[i] = _product(rows[i], rows[6])
+        for j in range(i, 6):
+            A[i, j] = A[j, i] = _product(rows[i], rows[j])
+    return cost
+
+
+@njit(**COMPILED)
+def refine_pose(cam, dirs, centres, rho, rho_var, uv, info, pose, schedule, errors):
     """Move ``pose`` (3, 4) to fit the patches; ``schedule`` lists the robust scale (σ²) of each iteration.
 
-    ``prior`` (6, 6) is the information of staying at the initial pose. Returns the 6×6 information at the end.
+    Returns the 6×6 information at the end; ``errors`` (n) receives squared errors in σ².
     """
-    A = np.zeros((6, 6))
-    g = np.zeros(6)
-    moved = np.zeros(6)
-    step = np.zeros(6)
-    damping = 1e-6
-    before = pose.copy()
-    last = -1.0
+    seen = columns(dirs, centres, rho, rho_var, uv, info)
+    A, g, step = np.zeros((6, 6)), np.zeros(6), np.zeros(6)
+    rows = np.empty((7, 2, len(rho)))
+    damping, last, before = 1e-6, -1.0, pose.copy()
     for k in range(len(schedule)):
-        cost = pose_normal_equations(
-            cam, dirs, centres, rho, rho_var, uv, info, pose, schedule[k], A, g, errors
-        )
-        cost += _quadratic(prior, moved)
+        cost = pose_normal_equations(cam, seen, pose, schedule[k], rows, A, g, errors)
         same = k > 0 and schedule[k] == schedule[k - 1]
         if same and cost > last * (1 + 1e-9):
             pose[:] = before
-            moved -= step
             damping = damping * 30 + 1e-4
-            pose_normal_equations(
-                cam, dirs, centres, rho, rho_var, uv, info, pose, schedule[k], A, g, errors
-            )
+            pose_normal_equations(cam, seen, pose, schedule[k], rows, A, g, errors)
         else:
             last = cost
             damping = damping * 0.3
-        M = A + prior
+        M = A.copy()
         for i in range(6):
-            M[i, i] += damping * A[i, i] + 1e-9
-        for i in range(6):
+            M[i, i] += damping * A[i, i] + RIDGE
             step[i] = -g[i]
-            for j in range(6):
-                step[i] -= prior[i, j] * moved[j]
         if not solve_positive(M, step):
             break
         before[:] = pose
         move_pose(pose, step)
-        moved += step
         if same and np.max(np.abs(step)) < 1e-8:
             break
-    pose_normal_equations(
-        cam, dirs, centres, rho, rho_var, uv, info, pose, schedule[len(schedule) - 1], A, g, errors
-    )
+    pose_normal_equations(cam, seen, pose, schedule[len(schedule) - 1], rows, A, g, errors)
     return A

@@ -20,8 +20,6 @@ COLD = np.array([2000.0, 2000.0, 500.0, 500.0, 120.0, 120.0, 30.0, 30.0, 9.0, 9.
 """Annealing from a guess that may be several pixels off (graduated non-convexity)."""
 WARM = np.array([60.0, 60.0, 20.0, 9.0, 9.0, 9.0])
 """Annealing from a pose that is nearly right."""
-NO_PRIOR = np.eye(6) * 1e-9
-"""Information of staying at the initial pose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class Sightings:
         pose, errors = np.array(start, np.float64, order="C"), np.full(len(self.rho), 1e6)
         information = _kernels_pose.refine_pose(
             self.cam, self.directions, self.centres, self.rho, self.rho_var, np.ascontiguousarray(self.uv),
-            np.ascontiguousarray(self.info), pose, NO_PRIOR, schedule, errors,
+            np.ascontiguousarray(self.info), pose, schedule, errors,
         )  # fmt: skip
         if not np.isfinite(pose).all():
             return Fit(start, np.zeros((6, 6)), np.full(len(self.rho), 1e6))
