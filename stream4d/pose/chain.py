@@ -8,6 +8,7 @@ followed and aligned), ``anchoring`` (before the map), ``locate`` (in the map), 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -32,6 +33,8 @@ from stream4d.pose.record import Record
 from stream4d.pose.state import nested, part
 from stream4d.pose.windows import WindowPlacer
 
+AHEAD = 1
+"""Frames placed while the maps of one that leaves are made: more than one, because a keyframe takes twice the time."""
 MAX_HELD = 40
 """Frames held back while nothing has moved enough to start; then they leave with rotation only."""
 
@@ -62,10 +65,13 @@ class PoseChain:
         if self._by_windows:
             yield from self._placer.place(window, prediction, keep=len(window.frames) - 1)
             return
+        ready: deque[Callable[[], PosedFrame]] = deque()
         for k in range(window.overlap, len(window.frames)):
-            left = self._let_leave()  # their maps are made while the next frame is placed
+            ready += self._let_leave()  # their maps are made while the next frames are placed
             self._step(window.frames[k], _slice(prediction, k))
-            yield from (frame() for frame in left)
+            while len(ready) > AHEAD:
+                yield ready.popleft()()
+        yield from (frame() for frame in ready)
 
     def finish(self) -> Iterator[PosedFrame]:
         """Yield all frames still held."""

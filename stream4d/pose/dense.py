@@ -202,7 +202,7 @@ def draw(
     support = cv2.blur(weight, _window(step))
     sigma = np.sqrt(SIGMA_GAIN**2 / np.maximum(support, 1e-3) + SIGMA_FLOOR**2)
     confidence = _erf(0.1 / (sigma * np.float32(np.sqrt(2)))) * (1 - 0.8 * moving)
-    depth = np.clip(np.exp(-smooth), 1e-4, 1e5)
+    depth = np.clip(cv2.exp(-smooth), 1e-4, 1e5)
     return depth, np.clip(enlarge(confidence, step, grey.shape), 0, 1)
 
 
