@@ -19,7 +19,7 @@ MAX_BYTES = 25_000_000
 LICENCE = "Apache-2.0"
 ORIGIN = (
     "encoder initialised from XFeat (Potje et al., CVPR 2024), Apache-2.0; "
-    "trained on rendered clips, rendered interiors and layered photos"
+    "trained on rendered clips, path-traced rooms and streets, and layered photos"
 )
 
 
