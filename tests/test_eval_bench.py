@@ -40,6 +40,20 @@ def test_bundle_step_converges() -> None:
     assert step().cost > 0  # type: ignore[attr-defined]
 
 
+def test_the_chain_alone_is_timed_over_any_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Per frame that it posed, not per frame asked for; what is no video gets one line."""
+    lines = tmp_path / "lines.json"
+    arguments = ["--chain", str(bench_parts.bundled_clip()), "--json", str(lines)]
+    bench.main([*arguments, "--frames", "20"])
+    (chain,) = json.loads(lines.read_text())
+    assert chain["what"].startswith("pose chain")
+    assert 1 < chain["value"] < 1000
+    assert bench.main(["--chain", str(tmp_path / "none.mp4")]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 def test_a_run_is_measured_once_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler's memory is no growth of ours; where it came nevertheless, the table says so."""
     run = {

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stream4d import logs
+from stream4d.errors import Stream4DError
 from stream4d.eval.bench_pipeline import run_pipeline
 from stream4d.eval.report import aligned
 
@@ -72,6 +73,7 @@ LONG_COST = Budget(
 )
 COST = Budget(what="cost of the last frames against 100-200", unit="×", floor=1.1, aim=1.0)
 ALIGN = Budget(what="Sim(3) alignment, 512×288 overlap", unit="ms", floor=15, aim=4)
+CHAIN = Budget(what="pose chain alone, 384×288", unit="ms a frame", floor=25, aim=25)
 BUNDLE = Budget(what="bundle step, 10 keyframes × 96 patches", unit="ms", floor=10, aim=3)
 STORE = Budget(what="store append, 384×288, all arrays", unit="ms", floor=8, aim=3)
 HELP = Budget(what="stream4d --help", unit="s", floor=0.5, aim=0.2)
@@ -90,6 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="only run the pipeline, into a store, over N frames (at least 2200): are time and memory flat?",
     )
     parser.add_argument(
+        "--chain",
+        type=Path,
+        metavar="VIDEO",
+        help="only time the pose chain alone over the first --frames frames of a video, camera unknown",
+    )
+    parser.add_argument(
         "--resolution",
         type=int,
         default=384,
@@ -101,10 +109,15 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json and not args.json.parent.is_dir():  # told now, not after minutes
         parser.error(f"--json: there is no folder {args.json.parent}")
     try:
-        if args.long:
+        if args.chain:
+            lines = [measure_chain(args.chain, args.frames)]
+        elif args.long:
             lines = measure_long(max(2200, args.long), args.model, args.resolution)
         else:
             lines = measure(max(300, args.frames), args.model, args.resolution)
+    except Stream4DError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     except subprocess.CalledProcessError as error:  # it has said why
         sys.stderr.write(f"nothing measured: the run ended with status {error.returncode}\n")
         return 1
@@ -127,6 +140,13 @@ def measure_long(frames: int, model: str = "", resolution: int = 384) -> list[Li
     ]
 
 
+def measure_chain(video: Path, frames: int) -> Line:
+    """Time the pose chain alone over a video, on the predictions of ``classical``."""
+    from stream4d.eval.bench_parts import chain_seconds
+
+    return Line(budget=CHAIN, value=1000 * chain_seconds(video, frames))
+
+
 def measure(frames: int, model: str = "", resolution: int = 384) -> list[Line]:
     """Measure every budget."""
     from stream4d.eval import bench_parts
@@ -138,6 +158,7 @@ def measure(frames: int, model: str = "", resolution: int = 384) -> list[Line]:
         Line(budget=PEAK, value=run["peak_mb"] / 1000, note=note),
         Line(budget=GROWTH, value=run["end_mb"] / run["early_mb"], note=note),
         Line(budget=COST, value=run["late_s"] / run["early_s"], note=note),
+        measure_chain(bench_parts.bundled_clip(), 72),
         Line(budget=ALIGN, value=1000 * median_seconds(bench_parts.overlap_alignment())),
         Line(budget=BUNDLE, value=1000 * median_seconds(bench_parts.bundle_step(), repeats=50)),
         Line(budget=STORE, value=1000 * store_append_seconds()),

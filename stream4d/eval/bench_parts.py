@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,13 +20,18 @@ WIDTH, HEIGHT = 384, 288
 """The processed size that the budgets speak of."""
 
 
+def bundled_clip() -> Path:
+    """Return the path of the clip that is measured; ``bundled`` says where it lies."""
+    return bundled("recordings", "recordings") / "room_walker.mp4"
+
+
 def clip_frames(count: int) -> list[Array]:
     """Return the first frames of the bundled clip as (288, 384, 3) uint8.
 
     Raises:
         EvaluationError: the clip is not there.
     """
-    path = bundled("recordings", "recordings") / "room_walker.mp4"
+    path = bundled_clip()
     capture = cv2.VideoCapture(str(path))
     frames: list[Array] = []
     while len(frames) < count:
@@ -145,6 +151,43 @@ def bundle_step() -> Callable[[], object]:
         )  # fmt: skip
 
     return step
+
+
+def chain_seconds(video: str | Path, frames: int) -> float:
+    """Return the wall time per frame of the pose chain alone, camera unknown, on the predictions of ``classical``.
+
+    A window's predictions are made, not timed, then the chain takes it; a shorter run before loads the kernels.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    from threadpoolctl import threadpool_limits
+
+    from stream4d.config import ChainConfig, ReaderConfig
+    from stream4d.models.registry import create_model
+    from stream4d.pose.chain import PoseChain
+    from stream4d.reader import open_video
+    from stream4d.reader.windows import sliding_windows
+
+    model = create_model("classical")
+    seconds, count = 0.0, 0
+    for most in (min(frames, 72), frames):
+        reader = ReaderConfig(resolution=WIDTH, max_frames=most)
+        with (
+            threadpool_limits(1, user_api="blas"),
+            open_video(video, reader) as source,
+            model.session(source.info) as session,
+        ):
+            chain, seconds, count = PoseChain(ChainConfig(), source.info), 0.0, 0
+            for window in sliding_windows(iter(source), model.card.window, model.card.overlap):
+                prediction = session.step(window)
+                started = time.perf_counter()
+                count += sum(1 for _ in chain.extend(window, prediction))
+                seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            count += sum(1 for _ in chain.finish())
+            seconds += time.perf_counter() - started
+    return seconds / count
 
 
 def overlap_alignment() -> Callable[[], object]:

@@ -14,6 +14,10 @@ from stream4d.pose._kernels_parts import bilinear, carry, relate
 HALF = 5
 """Patches are (2 HALF + 1) pixels wide."""
 SIDE = 2 * HALF + 1
+ALIKE = 0.6
+"""Correlation below which a patch was not found."""
+HOPELESS = 4
+"""Steps after which a patch that does not look alike yet is given up: less than 1 in 200 still would."""
 WEAK = 2.0 * SIDE * SIDE
 """Squared gradients summed over a patch, grey levels², below which a direction shows noise only: along a straight
 edge a patch is not moved, for it would go anywhere."""
@@ -31,11 +35,11 @@ def sample_template(image, u, v, warp, out):
         if not (x >= 0.0 and y >= 0.0 and x < W - 1.0 and y < H - 1.0):
             return False
     for i in range(SIDE + 2):
+        dx, dy = -last, i - last
+        x0 = u + warp[0, 0] * dx + warp[0, 1] * dy
+        y0 = v + warp[1, 0] * dx + warp[1, 1] * dy
         for j in range(SIDE + 2):
-            dx, dy = j - last, i - last
-            x = u + warp[0, 0] * dx + warp[0, 1] * dy
-            y = v + warp[1, 0] * dx + warp[1, 1] * dy
-            out[i, j] = bilinear(image, x, y)
+            out[i, j] = bilinear(image, x0 + warp[0, 0] * j, y0 + warp[1, 0] * j)
     return True
 
 
@@ -89,14 +93,6 @@ def structure_tensors(image, uv, rows, out):
 
 
 @njit(**VECTORISED)
-def _centre(values):
-    """Take the mean away."""
-    mean = values.sum() / len(values)
-    for k in range(len(values)):
-        values[k] -= mean
-
-
-@njit(**VECTORISED)
 def _read_patch(image, u, v, out):
     """Read the square of SIDE pixels around (u, v), all of which lie alike between those of the image."""
     x, y = int(u), int(v)
@@ -126,41 +122,44 @@ def align_patch(template, image, u, v, iterations, tensor):
             gy[k] = 0.5 * (template[i + 2, j + 1] - template[i, j + 1])
             wanted[k] = template[i + 1, j + 1]
             k += 1
-    _centre(wanted)
-    mx, my = gx.sum() / n, gy.sum() / n
-    a = b = c = var_t = 0.0
+    # the free bias takes the mean of everything away
+    mx, my, mean = gx.sum() / n, gy.sum() / n, wanted.sum() / n
+    a = b = c = var_t = wanted_x = wanted_y = 0.0
     for k in range(n):
-        # the free bias takes the mean of everything away
-        dx, dy = gx[k] - mx, gy[k] - my
-        a += dx * dx
-        b += dx * dy
-        c += dy * dy
+        gx[k] -= mx
+        gy[k] -= my
+        wanted[k] -= mean
+        a += gx[k] * gx[k]
+        b += gx[k] * gy[k]
+        c += gy[k] * gy[k]
         var_t += wanted[k] * wanted[k]
+        wanted_x += gx[k] * wanted[k]
+        wanted_y += gy[k] * wanted[k]
     tensor[0], tensor[1], tensor[2] = a, b, c
     if a + c < 0.5 * n or var_t < n * 1.0:
         return u, v, -1.0, 0.0
     ia, ib, ic = inverse_of_strong(a, b, c)
     correlation, noise = -1.0, 0.0
-    for _ in range(iterations):
+    for step in range(iterations):
         if not (u - HALF >= 0 and v - HALF >= 0 and u + HALF < W - 1 and v + HALF < H - 1):
             return u, v, -1.0, 0.0
         _read_patch(image, u, v, values)
-        _centre(values)
-        var = cross = 0.0
+        total = var = cross = along_x = along_y = 0.0
         for k in range(n):
+            total += values[k]
             var += values[k] * values[k]
             cross += values[k] * wanted[k]
+            along_x += values[k] * gx[k]
+            along_y += values[k] * gy[k]
+        var -= total * total / n
         if var < 1e-6:
             return u, v, -1.0, 0.0
         correlation = cross / math.sqrt(var * var_t)
         gain = math.sqrt(var_t / var)
-        bx = by = noise = 0.0
-        for k in range(n):
-            r = gain * values[k] - wanted[k]
-            bx += gx[k] * r
-            by += gy[k] * r
-            noise += r * r
-        noise /= n
+        noise = 2 * var_t * (1 - correlation) / n  # of gain * values - wanted
+        if step >= HOPELESS and correlation < ALIKE:
+            break
+        bx, by = gain * along_x - wanted_x, gain * along_y - wanted_y
         du, dv = ia * bx + ib * by, ib * bx + ic * by
         u -= du
         v -= dv
@@ -222,7 +221,7 @@ def align_patches(
                 )  # the coarse level may leave the image where the fine one does not
                 continue
             x, y, corr, noise = align_patch(template, target[level], u * s, v * s, 10, tensor)
-            if corr < 0.6:
+            if corr < ALIKE:
                 good = level == 1
                 continue
             u, v = x / s, y / s

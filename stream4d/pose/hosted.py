@@ -51,7 +51,7 @@ def find(
     predicted = predicted[rows]
     found, quality = predicted.copy(), np.full((len(rows), 5), -1.0)
     _kernels_align.align_patches(
-        images, target, np.arange(len(rows)), cam, uv[rows], rays[rows], rho[rows], host[rows], poses,
+        images, patches.searched(target), np.arange(len(rows)), cam, uv[rows], rays[rows], rho[rows], host[rows], poses,
         np.ascontiguousarray(pose), found, quality,
     )  # fmt: skip
     moved = np.hypot(*(found - predicted).T)

@@ -131,13 +131,18 @@ def align(
     found_uv = np.ascontiguousarray(uv, np.float64).copy()
     quality = np.full((len(uv), 5), -1.0)
     _kernels_align.align_patches(
-        local_map.images, target, todo, local_map.cam, local_map.uv0, local_map.rays,
+        local_map.images, searched(target), todo, local_map.cam, local_map.uv0, local_map.rays,
         local_map.rho, local_map.host, local_map.poses, np.ascontiguousarray(pose), found_uv, quality,
     )  # fmt: skip
     moved = np.hypot(*(found_uv[todo] - uv[todo]).T)
     least = np.broadcast_to(min_correlation, var.shape)[todo]
     rows = todo[(quality[todo, 0] > least) & (moved < 3 * np.sqrt(var[todo]) + 1.0)]
     return rows, found_uv[rows], alignment_info(quality[rows, 1], quality[rows, 2:])
+
+
+def searched(target: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Return the levels that alignment looks in, as float32: they are read so often that not to convert pays."""
+    return tuple(level.astype(np.float32) for level in target[:2])
 
 
 def alignment_info(noise: Array, tensor: Array) -> Array:  # (N,), (N, 3) -> (N, 3)
