@@ -263,15 +263,13 @@ def aligned_position(
     half = len(inner) // 2
     dy, dx = np.mgrid[-half : half + 1, -half : half + 1]
     correlation = -1.0
-    for number in range(iterations):
+    for _ in range(iterations):
         seen = bilinear(image, uv[0] + dx, uv[1] + dy)
         if not np.isfinite(seen).all():
             return uv, -1.0
         seen, known = seen - seen.mean(), inner - inner.mean()
         correlation = float((seen * known).sum() / np.sqrt((seen**2).sum() * (known**2).sum()))
         r = seen * np.sqrt((known**2).sum() / (seen**2).sum()) - known
-        if number >= 4 and correlation < 0.6:
-            break
         step = inverse @ np.array([(gx * r).sum(), (gy * r).sum()])
         uv = uv - step
         if step @ step < 1e-4:

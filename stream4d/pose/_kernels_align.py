@@ -16,8 +16,6 @@ HALF = 5
 SIDE = 2 * HALF + 1
 ALIKE = 0.6
 """Correlation below which a patch was not found."""
-HOPELESS = 4
-"""Steps after which a patch that does not look alike yet is given up: less than 1 in 200 still would."""
 WEAK = 2.0 * SIDE * SIDE
 """Squared gradients summed over a patch, grey levels², below which a direction shows noise only: along a straight
 edge a patch is not moved, for it would go anywhere."""
@@ -140,7 +138,7 @@ def align_patch(template, image, u, v, iterations, tensor):
         return u, v, -1.0, 0.0
     ia, ib, ic = inverse_of_strong(a, b, c)
     correlation, noise = -1.0, 0.0
-    for step in range(iterations):
+    for _ in range(iterations):
         if not (u - HALF >= 0 and v - HALF >= 0 and u + HALF < W - 1 and v + HALF < H - 1):
             return u, v, -1.0, 0.0
         _read_patch(image, u, v, values)
@@ -157,8 +155,6 @@ def align_patch(template, image, u, v, iterations, tensor):
         correlation = cross / math.sqrt(var * var_t)
         gain = math.sqrt(var_t / var)
         noise = 2 * var_t * (1 - correlation) / n  # of gain * values - wanted
-        if step >= HOPELESS and correlation < ALIKE:
-            break
         bx, by = gain * along_x - wanted_x, gain * along_y - wanted_y
         du, dv = ia * bx + ib * by, ib * bx + ic * by
         u -= du
