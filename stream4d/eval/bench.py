@@ -141,7 +141,7 @@ def measure_long(frames: int, model: str = "", resolution: int = 384) -> list[Li
 
 
 def measure_chain(frames: int, video: Path | None = None) -> Line:
-    """Time the pose chain alone on the predictions of ``classical``; without a video over the bundled clip, to and fro."""
+    """Time the pose chain alone with ``classical``; without a video over the bundled clip, to and fro."""
     from stream4d.eval.bench_parts import chain_seconds, write_long_video
 
     with tempfile.TemporaryDirectory(prefix="stream4d-bench-") as folder:
